@@ -1,0 +1,62 @@
+package attest
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A Withdrawal takes back the thing that is its subject: a certificate's
+// bundle manifest, or a model version, by digest. It takes effect at once.
+type Withdrawal struct {
+	Reason      string    `json:"reason"`
+	WithdrawnAt time.Time `json:"withdrawnAt"`
+	StatedBy    string    `json:"statedBy"`
+}
+
+// PredicateType implements [Predicate].
+func (Withdrawal) PredicateType() string { return PredicateWithdrawal }
+
+// Validate implements [Predicate].
+func (w Withdrawal) Validate() error {
+	switch {
+	case w.Reason == "":
+		return errors.New("reason is missing")
+	case w.WithdrawnAt.IsZero():
+		return errors.New("withdrawnAt is missing")
+	case w.StatedBy == "":
+		return errors.New("statedBy is missing")
+	}
+	return nil
+}
+
+// An Approval is a person's signature in the sense of 21 CFR 11.50: who,
+// when, and with which meaning. The name is not here: Person is an opaque id.
+type Approval struct {
+	Person     string    `json:"person"`
+	NameHash   string    `json:"nameHash"` // salted hash of the name in the erasable table
+	Meaning    string    `json:"meaning"`  // review, approval, responsibility, authorship
+	Reason     string    `json:"reason"`
+	ApprovedAt time.Time `json:"approvedAt"`
+}
+
+// PredicateType implements [Predicate].
+func (Approval) PredicateType() string { return PredicateApproval }
+
+// Validate implements [Predicate].
+func (a Approval) Validate() error {
+	switch a.Meaning {
+	case "review", "approval", "responsibility", "authorship":
+	default:
+		return fmt.Errorf("meaning is %q: use review, approval, responsibility or authorship (21 CFR 11.50)", a.Meaning)
+	}
+	switch {
+	case a.Person == "":
+		return errors.New("person is missing")
+	case a.Reason == "":
+		return errors.New("reason is missing")
+	case a.ApprovedAt.IsZero():
+		return errors.New("approvedAt is missing")
+	}
+	return nil
+}
