@@ -88,11 +88,11 @@ const (
 
 // A Change is one difference between two environment documents.
 type Change struct {
-	Field    string  `json:"field"`
-	Old      string  `json:"old"`
-	New      string  `json:"new"`
-	Trigger  Trigger `json:"trigger"`
-	Why      string  `json:"why"`
+	Field   string  `json:"field"`
+	Old     string  `json:"old"`
+	New     string  `json:"new"`
+	Trigger Trigger `json:"trigger"`
+	Why     string  `json:"why"`
 }
 
 // softFields are those whose change does not void a certificate; every other

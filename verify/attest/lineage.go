@@ -18,7 +18,7 @@ const (
 	DistilledFrom Relation = "distilledFrom"
 	TrainedOn     Relation = "trainedOn"
 	EvaluatedOn   Relation = "evaluatedOn"
-	BuiltFrom     Relation = "builtFrom" // code
+	BuiltFrom     Relation = "builtFrom"  // code
 	ProducedBy    Relation = "producedBy" // training run
 )
 
