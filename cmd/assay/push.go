@@ -1,0 +1,314 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"oras.land/oras-go/v2/errdef"
+	"oras.land/oras-go/v2/registry/remote"
+)
+
+// pushConcurrency is how many files are sent at once: enough to use several
+// cores for hashing on both sides, few enough not to split the bandwidth thin.
+const pushConcurrency = 4
+
+func newPushCommand(g *globals) *cobra.Command {
+	var opt pushOptions
+	c := &cobra.Command{
+		Use:   "push REPOSITORY:TAG FILE...",
+		Short: "Push a model version",
+		Long: `Push files as a model version.
+
+Without --format the manifest is the one 'oras push' writes: one layer for each
+file, an empty config. With --format modelpack it is a CNCF ModelPack, whose
+config says what the model is. oras, crane, docker, skopeo, kit and modctl can
+push to and pull from the same registry.
+
+What the registry has already is not sent again. A full SemVer tag (1.4.0,
+v2.0.0-rc.1) is written once and cannot be moved afterwards.`,
+		Example: `  assay push credit/scorer:1.4.0 model.onnx preprocess.json
+  assay push --format modelpack --name scorer digits/classifier:1.1.0 model.onnx README.md`,
+		Args: cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return push(cmd.Context(), g, args[0], args[1:], opt)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&opt.format, "format", "oras", "the form of the manifest: oras or modelpack")
+	f.StringVar(&opt.name, "name", "", "modelpack: the model's name (default: the last part of the repository)")
+	f.StringVar(&opt.family, "family", "", "modelpack: the model's family")
+	f.StringVar(&opt.artifactType, "artifact-type", "", "oras: the manifest's artifactType")
+	f.StringToStringVar(&opt.annotations, "annotation", nil, "manifest annotations, KEY=VALUE")
+	f.StringSliceVar(&opt.tags, "tag", nil, "further tags for the same manifest")
+	return c
+}
+
+type pushOptions struct {
+	format, name, family, artifactType string
+	annotations                        map[string]string
+	tags                               []string
+}
+
+// A pushResult is what `assay push` prints.
+type pushResult struct {
+	Reference  string             `json:"reference"`
+	Tags       []string           `json:"tags"`
+	Descriptor ocispec.Descriptor `json:"descriptor"`
+	Sent       int64              `json:"sentBytes"`
+	Present    int64              `json:"presentBytes"`
+}
+
+func push(ctx context.Context, g *globals, ref string, files []string, opt pushOptions) error {
+	repo, tag, err := g.repository(ref)
+	if err != nil {
+		return err
+	}
+	if tag == "" || strings.Contains(tag, ":") {
+		return remedy(usagef("%q has no tag to push to", ref), "write %s:1.0.0", strings.SplitN(ref, "@", 2)[0])
+	}
+	layers, total, err := hashFiles(g, files)
+	if err != nil {
+		return err
+	}
+
+	manifest := ocispec.Manifest{
+		Versioned:   specs.Versioned{SchemaVersion: 2},
+		MediaType:   ocispec.MediaTypeImageManifest,
+		Annotations: map[string]string{ocispec.AnnotationCreated: time.Now().UTC().Format(time.RFC3339)},
+	}
+	for k, v := range opt.annotations {
+		manifest.Annotations[k] = v
+	}
+	var config []byte
+	switch opt.format {
+	case "oras":
+		// The form of oras-go's PackManifest v1.1 as the oras tool calls it:
+		// an unknown artifact type, an empty config, bare files as layers.
+		manifest.ArtifactType = "application/vnd.unknown.artifact.v1"
+		if opt.artifactType != "" {
+			manifest.ArtifactType = opt.artifactType
+		}
+		config = ocispec.DescriptorEmptyJSON.Data
+		manifest.Config = ocispec.DescriptorEmptyJSON
+		for _, l := range layers {
+			l.desc.MediaType = ocispec.MediaTypeImageLayer
+			l.desc.Annotations = map[string]string{ocispec.AnnotationTitle: l.name}
+			manifest.Layers = append(manifest.Layers, l.desc)
+		}
+	case "modelpack":
+		config, err = modelPack(&manifest, repo.Reference.Repository, layers, opt)
+		if err != nil {
+			return err
+		}
+	default:
+		return usagef("--format %q is unknown: use oras or modelpack", opt.format)
+	}
+	body, err := json.Marshal(manifest)
+	if err != nil {
+		return err
+	}
+
+	bar := g.progress("pushing", total, true)
+	sent, err := pushFiles(ctx, g, repo, layers, bar)
+	bar.Stop()
+	if err != nil {
+		return err
+	}
+	desc := descriptorOf(manifest.MediaType, body)
+	desc.ArtifactType = manifest.ArtifactType
+	tags := append([]string{tag}, opt.tags...)
+	configBlob := blob{manifest.Config, config}
+	if err := g.pushArtifact(ctx, repo, desc, body, []blob{configBlob}, tags...); err != nil {
+		return err
+	}
+	result := pushResult{
+		Reference: repo.Reference.Repository + "@" + desc.Digest.String(), Tags: tags,
+		Descriptor: desc, Sent: sent, Present: total - sent,
+	}
+	return g.print(result, func(w io.Writer) {
+		fmt.Fprintf(w, "pushed %s:%s\n", repo.Reference.Repository, strings.Join(tags, ", "))
+		fmt.Fprintf(w, "digest %s (%d files, %s sent, %s already there)\n", desc.Digest, len(layers), byteSize(sent), byteSize(total-sent))
+	})
+}
+
+// A layerFile is a file that becomes a layer.
+type layerFile struct {
+	path string // where it is
+	name string // what it is called in the manifest
+	desc ocispec.Descriptor
+}
+
+// hashFiles reads every file once and describes it.
+func hashFiles(g *globals, files []string) ([]layerFile, int64, error) {
+	layers := make([]layerFile, len(files))
+	seen := map[string]string{}
+	var total int64
+	for i, file := range files {
+		info, err := os.Stat(file)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, 0, remedy(usagef("%s does not exist", file), "name the files that make up the model")
+		case err != nil:
+			return nil, 0, err
+		case !info.Mode().IsRegular():
+			return nil, 0, remedy(usagef("%s is not a regular file", file), "push its files by name, or a tar of it")
+		}
+		name := filepath.ToSlash(file)
+		if filepath.IsAbs(file) || strings.HasPrefix(path.Clean(name), "../") {
+			name = filepath.Base(file) // a place on this machine is nobody else's business
+		}
+		name = path.Clean(name)
+		if other, dup := seen[name]; dup {
+			return nil, 0, remedy(usagef("%s and %s would both be called %s", other, file, name), "run the command in the folder that holds them")
+		}
+		seen[name] = file
+		layers[i] = layerFile{path: file, name: name, desc: ocispec.Descriptor{Size: info.Size()}}
+		total += info.Size()
+	}
+	bar := g.progress("hashing", total, true)
+	defer bar.Stop()
+	var group errgroup.Group
+	group.SetLimit(pushConcurrency)
+	for i := range layers {
+		l := &layers[i]
+		group.Go(func() error {
+			f, err := os.Open(l.path)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			d := digest.Canonical.Digester()
+			n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(d.Hash(), barWriter{bar})}, f, make([]byte, 1<<20))
+			if err != nil {
+				return fmt.Errorf("reading %s: %w", l.path, err)
+			}
+			l.desc.Digest, l.desc.Size = d.Digest(), n
+			return nil
+		})
+	}
+	return layers, total, group.Wait()
+}
+
+// pushFiles sends the files the registry does not have, several at once, and
+// returns how many bytes that were.
+func pushFiles(ctx context.Context, g *globals, repo *remote.Repository, layers []layerFile, bar *progress) (int64, error) {
+	sent := make([]int64, len(layers))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(pushConcurrency)
+	for i, l := range layers {
+		group.Go(func() error {
+			ok, err := repo.Blobs().Exists(ctx, l.desc)
+			if err != nil {
+				return g.explain(err, "looking for "+l.name)
+			}
+			if ok {
+				bar.Add(l.desc.Size)
+				return nil
+			}
+			f, err := os.Open(l.path)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			err = repo.Blobs().Push(ctx, l.desc, io.TeeReader(f, barWriter{bar}))
+			if errors.Is(err, errdef.ErrAlreadyExists) {
+				return nil
+			}
+			sent[i] = l.desc.Size
+			return g.explain(err, "pushing "+l.name)
+		})
+	}
+	err := group.Wait()
+	var n int64
+	for _, s := range sent {
+		n += s
+	}
+	return n, err
+}
+
+// barWriter counts what is written to it.
+type barWriter struct{ bar *progress }
+
+func (w barWriter) Write(p []byte) (int, error) {
+	w.bar.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// Media types and annotations of the CNCF ModelPack specification
+// (https://github.com/modelpack/model-spec, docs/spec.md and
+// docs/annotations.md).
+const (
+	modelPackManifest = "application/vnd.cncf.model.manifest.v1+json"
+	modelPackConfig   = "application/vnd.cncf.model.config.v1+json"
+	modelPackFilePath = "org.cncf.model.filepath"
+)
+
+// modelPack makes manifest a ModelPack of the layers and returns its config.
+func modelPack(manifest *ocispec.Manifest, repository string, layers []layerFile, opt pushOptions) ([]byte, error) {
+	name := opt.name
+	if name == "" {
+		name = path.Base(repository)
+	}
+	type modelFS struct {
+		Type    string          `json:"type"`
+		DiffIDs []digest.Digest `json:"diffIds"`
+	}
+	var config struct {
+		Descriptor struct {
+			CreatedAt string `json:"createdAt"`
+			Family    string `json:"family,omitempty"`
+			Name      string `json:"name"`
+		} `json:"descriptor"`
+		Config struct {
+			Format string `json:"format,omitempty"`
+		} `json:"config"`
+		ModelFS modelFS `json:"modelfs"`
+	}
+	config.Descriptor.CreatedAt = manifest.Annotations[ocispec.AnnotationCreated]
+	config.Descriptor.Family = opt.family
+	config.Descriptor.Name = name
+	config.ModelFS.Type = "layers"
+	for _, l := range layers {
+		kind := "doc"
+		switch ext := strings.ToLower(path.Ext(l.name)); ext {
+		case ".onnx", ".safetensors", ".gguf", ".pt", ".pb", ".bin", ".npz":
+			kind = "weight"
+			config.Config.Format = strings.TrimPrefix(ext, ".")
+		case ".json", ".yaml", ".yml", ".txt", ".model":
+			kind = "weight.config"
+		case ".py", ".go", ".sh", ".ipynb":
+			kind = "code"
+		case ".csv", ".jsonl", ".parquet", ".arrow":
+			kind = "dataset"
+		}
+		l.desc.MediaType = "application/vnd.cncf.model." + kind + ".v1.raw"
+		// The title is what `oras pull` names the file by.
+		l.desc.Annotations = map[string]string{modelPackFilePath: l.name, ocispec.AnnotationTitle: l.name}
+		manifest.Layers = append(manifest.Layers, l.desc)
+		config.ModelFS.DiffIDs = append(config.ModelFS.DiffIDs, l.desc.Digest)
+	}
+	if config.Config.Format == "" {
+		return nil, remedy(usagef("none of the files is a weight file"), "a ModelPack needs one: .onnx, .safetensors, .gguf, .pt, .pb, .bin or .npz")
+	}
+	manifest.ArtifactType = modelPackManifest
+	raw, err := json.Marshal(config)
+	if err != nil {
+		return nil, err
+	}
+	manifest.Config = descriptorOf(modelPackConfig, raw)
+	return raw, nil
+}

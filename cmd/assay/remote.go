@@ -1,0 +1,221 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/content"
+	"oras.land/oras-go/v2/errdef"
+	"oras.land/oras-go/v2/registry"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/credentials"
+	"oras.land/oras-go/v2/registry/remote/retry"
+)
+
+// maxDocument bounds the manifests and documents the commands read whole.
+const maxDocument = 32 << 20
+
+// repository returns the repository that ref names and the tag or digest in
+// it ("" if it has none). A reference whose first part is no host is looked
+// up on --server.
+func (g *globals) repository(ref string) (*remote.Repository, string, error) {
+	full := ref
+	host, _, _ := strings.Cut(ref, "/")
+	if !strings.Contains(ref, "/") || !strings.ContainsAny(host, ".:") && host != "localhost" {
+		u, err := g.serverURL()
+		if err != nil {
+			return nil, "", err
+		}
+		full = u.Host + "/" + ref
+	}
+	parsed, err := registry.ParseReference(full)
+	if err != nil {
+		return nil, "", remedy(usagef("%q is no model reference: %v", ref, err), "write REPOSITORY:TAG or REPOSITORY@DIGEST, for example credit/scorer:1.4.0")
+	}
+	repo := &remote.Repository{
+		Reference:       parsed,
+		PlainHTTP:       g.plainHTTP || isLoopback(parsed.Host()) || g.server == "http://"+parsed.Host(),
+		SkipReferrersGC: true,
+	}
+	client := &auth.Client{Client: retry.DefaultClient, Cache: auth.NewCache()}
+	client.SetUserAgent("assay/" + buildVersion())
+	if store, err := credentials.NewStoreFromDocker(credentials.StoreOptions{}); err == nil {
+		client.Credential = credentials.Credential(store)
+	}
+	repo.Client = client
+	return repo, parsed.Reference, nil
+}
+
+// resolve returns the repository that ref names and the descriptor of the
+// manifest in it.
+func (g *globals) resolve(ctx context.Context, ref string) (*remote.Repository, ocispec.Descriptor, error) {
+	repo, reference, err := g.repository(ref)
+	if err != nil {
+		return nil, ocispec.Descriptor{}, err
+	}
+	if reference == "" {
+		return nil, ocispec.Descriptor{}, remedy(usagef("%q names a repository, not a version", ref), "add :TAG or @DIGEST; 'assay versions %s' lists them", ref)
+	}
+	desc, err := repo.Resolve(ctx, reference)
+	if err != nil {
+		return nil, ocispec.Descriptor{}, g.explain(err, "resolving "+ref)
+	}
+	return repo, desc, nil
+}
+
+// fetch reads the manifest or blob that desc names, and checks its digest.
+func (g *globals) fetch(ctx context.Context, repo *remote.Repository, desc ocispec.Descriptor) ([]byte, error) {
+	if desc.Size > maxDocument {
+		return nil, fmt.Errorf("%s has %d bytes, more than a document may have (%d)", desc.Digest, desc.Size, int64(maxDocument))
+	}
+	data, err := content.FetchAll(ctx, repo, desc)
+	if err != nil {
+		return nil, g.explain(err, "fetching "+desc.Digest.String())
+	}
+	return data, nil
+}
+
+// A blob is content together with its descriptor, held in memory.
+type blob struct {
+	ocispec.Descriptor
+	Data []byte
+}
+
+// pushArtifact pushes the blobs and then the manifest that names them, by
+// digest and under the tags. What the registry has already is not sent again.
+func (g *globals) pushArtifact(ctx context.Context, repo *remote.Repository, manifest ocispec.Descriptor, body []byte, blobs []blob, tags ...string) error {
+	for _, b := range blobs {
+		ok, err := repo.Blobs().Exists(ctx, b.Descriptor)
+		if err != nil {
+			return g.explain(err, "looking for blob "+b.Digest.String())
+		}
+		if ok {
+			continue
+		}
+		if err := repo.Blobs().Push(ctx, b.Descriptor, bytes.NewReader(b.Data)); err != nil && !errors.Is(err, errdef.ErrAlreadyExists) {
+			return g.explain(err, "pushing blob "+b.Digest.String())
+		}
+	}
+	if len(tags) == 0 {
+		tags = []string{manifest.Digest.String()}
+	}
+	for _, tag := range tags {
+		if err := repo.Manifests().PushReference(ctx, manifest, bytes.NewReader(body), tag); err != nil {
+			return g.explain(err, "pushing manifest "+tag)
+		}
+	}
+	return nil
+}
+
+// descriptorOf describes data held in memory.
+func descriptorOf(mediaType string, data []byte) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
+}
+
+func (g *globals) serverURL() (*url.URL, error) {
+	u, err := url.Parse(g.server)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, usagef("--server %q is no address: write http://HOST:PORT or https://HOST:PORT", g.server)
+	}
+	return u, nil
+}
+
+// api calls the server's REST interface. in (unless nil) is sent as JSON and
+// the answer decoded into out (unless nil).
+func (g *globals) api(ctx context.Context, method, path string, query url.Values, in, out any) error {
+	u, err := g.serverURL()
+	if err != nil {
+		return err
+	}
+	u.Path, u.RawQuery = "/api/v1/"+strings.TrimPrefix(path, "/"), query.Encode()
+	var body io.Reader
+	if in != nil {
+		raw, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "assay/"+buildVersion())
+	client := &http.Client{Timeout: time.Minute}
+	resp, err := client.Do(req)
+	if err != nil {
+		return g.explain(err, method+" "+u.Path)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument))
+	if err != nil {
+		return g.explain(err, method+" "+u.Path)
+	}
+	if resp.StatusCode/100 != 2 {
+		// google.rpc.Status as grpc-gateway renders it.
+		var status struct {
+			Message string `json:"message"`
+		}
+		if json.Unmarshal(raw, &status) == nil && status.Message != "" {
+			return &apiError{resp.StatusCode, status.Message}
+		}
+		return &apiError{resp.StatusCode, fmt.Sprintf("%s %s: the server answered %s", method, u.Path, resp.Status)}
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(raw, out); err != nil {
+		return fmt.Errorf("%s %s: the answer is not what was expected: %w", method, u.Path, err)
+	}
+	return nil
+}
+
+// An apiError is an error answer of the server's REST interface.
+type apiError struct {
+	Status  int
+	Message string
+}
+
+func (e *apiError) Error() string { return e.Message }
+
+// explain says what was being done when err came up, and what to do about
+// the errors people meet most.
+func (g *globals) explain(err error, doing string) error {
+	if err == nil {
+		return nil
+	}
+	wrapped := fmt.Errorf("%s: %w", doing, err)
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return remedy(wrapped, "no server answers there: start one with 'assay serve', or name another with --server or ASSAY_SERVER")
+	case errors.Is(err, errdef.ErrNotFound):
+		return remedy(fmt.Errorf("%s: not found", doing), "list what there is with 'assay versions REPOSITORY'")
+	}
+	return wrapped
+}
+
+func isLoopback(hostport string) bool {
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		host = hostport
+	}
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}
