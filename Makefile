@@ -1,0 +1,69 @@
+# Everything a person or a pipeline does here has a target; `make help` lists them.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+export GOTOOLCHAIN := local
+# The tools are built by name at the versions below and kept outside the tree,
+# so that a clean clone finds them again.
+export ASSAY_TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/assay/tools
+
+TOOLS := \
+	oras@oras.land/oras/cmd/oras@v1.3.6 \
+	crane@github.com/google/go-containerregistry/cmd/crane@v0.22.1 \
+	cosign@github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3 \
+	buf@github.com/bufbuild/buf/cmd/buf@v1.75.0 \
+	staticcheck@honnef.co/go/tools/cmd/staticcheck@v0.8.2 \
+	conformance@github.com/opencontainers/distribution-spec/conformance@CONFORMANCE_VERSION
+
+GOMLX := examples/environments/gomlx
+ORT   := examples/environments/ort-native
+
+.PHONY: help
+help: ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+.PHONY: build
+build: ## build bin/assay and the example model server
+	@mkdir -p bin
+	go build -trimpath -o bin/assay ./cmd/assay
+	cd $(GOMLX) && go build -trimpath -o $(CURDIR)/bin/gomlx-oip .
+
+.PHONY: demo
+demo: build ## the main job, step by step (KEEP=1 leaves the server up)
+	@KEEP=$(KEEP) examples/demo/run.sh
+
+.PHONY: test
+test: deps tools lint ## install what the tests need and run them all, with the race detector
+	go test -race -timeout 12m ./...
+	cd $(GOMLX) && go test -race -timeout 5m ./...
+	@if command -v npm >/dev/null; then cd $(ORT) && npm test --silent; fi
+	scripts/demo-test
+
+.PHONY: lint
+lint: tools ## formatting, vet, staticcheck, buf lint, and that generated code is current
+	scripts/lint
+
+.PHONY: generate
+generate: tools ## make the generated code again
+	proto/generate.sh
+
+.PHONY: soak
+soak: deps tools ## the long versions: fuzzing, crash loops, simulations
+	scripts/soak
+
+.PHONY: bench
+bench: ## benchmarks, each beside the limit measured in the same run
+	go test -run '^$$' -bench . -benchtime 2s ./store/... ./registry/... ./verify/...
+
+.PHONY: deps
+deps: ## install Debian and npm packages that the tests need, where missing
+	scripts/deps
+
+.PHONY: tools
+tools: ## build the clients and checkers the tests use
+	@for t in $(TOOLS); do scripts/tool "$${t%%@*}" "$${t#*@}"; done
+
+.PHONY: clean
+clean: ## remove what was built here (not the cache of tools)
+	rm -rf bin $(ORT)/node_modules
