@@ -16,6 +16,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"os"
@@ -255,4 +256,17 @@ func FileOf(b Blob) (*os.File, bool) {
 		return f.File(), true
 	}
 	return nil, false
+}
+
+// Check returns an error that is ErrTooLarge if b is over the limits.
+func (l Limits) Check(b Batch) error {
+	if b.Len() > l.BatchRows || b.Bytes() > l.BatchBytes {
+		return fmt.Errorf("%w: %d rows and %d bytes, %d and %d are allowed", ErrTooLarge, b.Len(), b.Bytes(), l.BatchRows, l.BatchBytes)
+	}
+	for _, w := range b.Writes() {
+		if len(w.Key) == 0 || len(w.Key) > l.KeyBytes || len(w.Value) > l.ValueBytes {
+			return fmt.Errorf("%w: key of %d and value of %d bytes, %d and %d are allowed", ErrTooLarge, len(w.Key), len(w.Value), l.KeyBytes, l.ValueBytes)
+		}
+	}
+	return nil
 }

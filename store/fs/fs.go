@@ -1,0 +1,471 @@
+// Package fs keeps blobs as files of a local file system.
+//
+// A blob is the file <dir>/<first two letters of its key>/<key>. It has its
+// final name from the start; what says that it is complete is its mode: 0600
+// while it is being written, 0400 once it is committed. So nothing is renamed
+// or copied.
+//
+// The life of a blob:
+//
+//	openat(O_CREAT|O_EXCL, 0600)   Create
+//	fallocate(KEEP_SIZE)           the disk is asked for the announced size
+//	write, sync_file_range …       the dirty window stays bounded, so that
+//	                               the last sync is short
+//	fdatasync; fsync(directory)    Sync: bytes and name are durable
+//	fchmod(0400); fsync            Commit: so is the mode
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/assay-dev/assay/store"
+)
+
+const (
+	writing   fs.FileMode = 0o600
+	committed fs.FileMode = 0o400
+
+	// window is how many bytes are written before the kernel is told to
+	// start writing them to the disk; before the next window begins, the one
+	// before the last has to be there.
+	window = 16 << 20
+)
+
+// Options configure Open. The zero value is usable.
+type Options struct {
+	// Space guards against a full disk. Without one nothing does.
+	Space *store.Space
+
+	// fail is called before each system call that makes something durable;
+	// its error stands for the call's. For tests.
+	fail func(op, path string) error
+}
+
+// Blobs is a [store.Blobs] over a directory.
+type Blobs struct {
+	dir string
+	opt Options
+
+	mu       sync.Mutex // guards the following
+	poisoned error
+	writers  map[store.Key]bool
+}
+
+var _ store.Blobs = (*Blobs)(nil)
+
+// Open opens the blobs in dir, which is made if it is not there.
+func Open(dir string, opt Options) (*Blobs, error) {
+	if opt.fail == nil {
+		opt.fail = func(string, string) error { return nil }
+	}
+	b := &Blobs{dir: dir, opt: opt, writers: map[store.Key]bool{}}
+	// All directories are made, and made durable, before the first blob, so
+	// that a new blob has one directory to sync.
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	for i := range 256 {
+		err := os.Mkdir(filepath.Join(dir, fmt.Sprintf("%02x", i)), 0o700)
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+	}
+	if err := b.syncDir(dir); err != nil {
+		return nil, err
+	}
+	return b, b.syncDir(filepath.Dir(dir))
+}
+
+func (b *Blobs) path(key store.Key) (string, error) {
+	if len(key) != 32 || !isHex(string(key)) {
+		return "", fmt.Errorf("%w: %q is no key of a blob", store.ErrNotFound, key)
+	}
+	return filepath.Join(b.dir, string(key[:2]), string(key)), nil
+}
+
+func isHex(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+func (b *Blobs) usable() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.poisoned != nil {
+		return fmt.Errorf("%w (first error: %v)", store.ErrPoisoned, b.poisoned)
+	}
+	return nil
+}
+
+// poison remembers that a sync failed: "a subsequent fsync may report success
+// although the data is lost" (fsync(2), and the LSFMM 2018 discussion).
+func (b *Blobs) poison(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.poisoned == nil {
+		b.poisoned = err
+	}
+	return err
+}
+
+// Ready implements [store.Blobs].
+func (b *Blobs) Ready() error {
+	if err := b.usable(); err != nil {
+		return err
+	}
+	return b.opt.Space.Check(0)
+}
+
+func (b *Blobs) begin(key store.Key) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.writers[key] {
+		return fmt.Errorf("blob %s has a writer already", key)
+	}
+	b.writers[key] = true
+	return nil
+}
+
+func (b *Blobs) end(key store.Key) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.writers, key)
+}
+
+// Create implements [store.Blobs].
+func (b *Blobs) Create(ctx context.Context, size int64) (store.BlobWriter, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := b.Ready(); err != nil {
+		return nil, err
+	}
+	if err := b.opt.Space.Promise(size); err != nil {
+		return nil, err
+	}
+	w := &writer{b: b, key: store.NewKey(), promised: max(size, 0)}
+	fail := func(err error) (store.BlobWriter, error) {
+		b.opt.Space.Release(w.promised)
+		return nil, err
+	}
+	path, err := b.path(w.key)
+	if err != nil {
+		return fail(err)
+	}
+	if w.f, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, writing); err != nil {
+		return fail(fmt.Errorf("creating a blob: %w", noSpace(err)))
+	}
+	if size > 0 {
+		// Fewer extents, and a disk that is too full says so now. File
+		// systems that cannot do it are as good without.
+		err := unix.Fallocate(int(w.f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+		if errors.Is(err, unix.ENOSPC) {
+			w.f.Close()
+			os.Remove(path)
+			return fail(fmt.Errorf("reserving %d bytes: %w", size, store.ErrNoSpace))
+		}
+		if err == nil {
+			b.opt.Space.Release(w.promised) // the file system keeps the promise now
+			w.promised = 0
+		}
+	}
+	return w, b.begin(w.key)
+}
+
+// Resume implements [store.Blobs].
+func (b *Blobs) Resume(ctx context.Context, key store.Key) (store.BlobWriter, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := b.usable(); err != nil {
+		return nil, err
+	}
+	path, err := b.path(key)
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, store.ErrNotFound
+	case err != nil:
+		return nil, err
+	case info.Mode().Perm() == committed:
+		return nil, store.ErrExists
+	}
+	if err := b.begin(key); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		b.end(key)
+		return nil, err
+	}
+	if _, err := f.Seek(0, io.SeekEnd); err != nil {
+		f.Close()
+		b.end(key)
+		return nil, err
+	}
+	return &writer{b: b, key: key, f: f, size: info.Size(), started: info.Size(), waited: info.Size()}, nil
+}
+
+// Open implements [store.Blobs].
+func (b *Blobs) Open(ctx context.Context, key store.Key) (store.Blob, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := b.usable(); err != nil {
+		return nil, err
+	}
+	path, err := b.path(key)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, store.ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.Mode().Perm() != committed {
+		err = store.ErrNotFound
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &file{f, info.Size()}, nil
+}
+
+// Remove implements [store.Blobs]. The removal is not synced: a file that a
+// power cut brings back has no row, and is removed again.
+func (b *Blobs) Remove(ctx context.Context, key store.Key) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := b.usable(); err != nil {
+		return err
+	}
+	path, err := b.path(key)
+	if err != nil {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// List implements [store.Blobs].
+func (b *Blobs) List(ctx context.Context) iter.Seq2[store.BlobInfo, error] {
+	return func(yield func(store.BlobInfo, error) bool) {
+		for i := range 256 {
+			entries, err := os.ReadDir(filepath.Join(b.dir, fmt.Sprintf("%02x", i)))
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				yield(store.BlobInfo{}, err)
+				return
+			}
+			for _, e := range entries {
+				info, err := e.Info()
+				if errors.Is(err, fs.ErrNotExist) {
+					continue // removed since
+				}
+				if err != nil {
+					yield(store.BlobInfo{}, err)
+					return
+				}
+				if !yield(store.BlobInfo{
+					Key: store.Key(e.Name()), Size: info.Size(),
+					Committed: info.Mode().Perm() == committed, Modified: info.ModTime(),
+				}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Close implements [store.Blobs].
+func (b *Blobs) Close() error { return nil }
+
+func (b *Blobs) syncDir(dir string) error {
+	if err := b.opt.fail("fsync", dir); err != nil {
+		return err
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("syncing %s: %w", dir, err)
+	}
+	return nil
+}
+
+// file is a committed blob.
+type file struct {
+	osFile
+	size int64
+}
+
+// osFile keeps the embedded field's name apart from the method File.
+type osFile = *os.File
+
+func (f *file) Size() int64    { return f.size }
+func (f *file) File() *os.File { return f.osFile }
+
+// noSpace makes ENOSPC an error that is store.ErrNoSpace.
+func noSpace(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %v", store.ErrNoSpace, err)
+	}
+	return err
+}
+
+type writer struct {
+	b        *Blobs
+	key      store.Key
+	f        *os.File
+	size     int64
+	promised int64 // of the Space, not yet written
+
+	started int64 // writing to disk was begun up to here …
+	waited  int64 // … and was waited for up to here
+	named   bool  // the directory was synced
+	closed  bool
+}
+
+func (w *writer) Key() store.Key { return w.key }
+func (w *writer) Size() int64    { return w.size }
+
+func (w *writer) Write(p []byte) (int, error) {
+	if err := w.b.usable(); err != nil {
+		return 0, err
+	}
+	if w.size-w.started >= window {
+		// What the disk cannot keep up with must not pile up in memory.
+		if err := w.b.opt.Space.Check(0); err != nil {
+			return 0, err
+		}
+		if w.started > w.waited {
+			unix.SyncFileRange(int(w.f.Fd()), w.waited, w.started-w.waited,
+				unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+			w.waited = w.started
+		}
+		unix.SyncFileRange(int(w.f.Fd()), w.started, w.size-w.started, unix.SYNC_FILE_RANGE_WRITE)
+		w.started = w.size
+	}
+	n, err := w.f.Write(p)
+	w.size += int64(n)
+	if done := min(w.promised, int64(n)); done > 0 {
+		w.b.opt.Space.Release(done)
+		w.promised -= done
+	}
+	return n, noSpace(err)
+}
+
+func (w *writer) ReadAt(p []byte, off int64) (int, error) { return w.f.ReadAt(p, off) }
+
+func (w *writer) Truncate(offset int64) error {
+	if offset < 0 || offset > w.size {
+		return fmt.Errorf("truncating a blob of %d bytes to %d", w.size, offset)
+	}
+	if err := w.f.Truncate(offset); err != nil {
+		return err
+	}
+	if _, err := w.f.Seek(offset, io.SeekStart); err != nil {
+		return err
+	}
+	w.size = offset
+	w.started, w.waited = min(w.started, offset), min(w.waited, offset)
+	return nil
+}
+
+func (w *writer) Sync() error {
+	if err := w.b.usable(); err != nil {
+		return err
+	}
+	if err := w.fdatasync(); err != nil {
+		return w.b.poison(err)
+	}
+	if !w.named {
+		if err := w.b.syncDir(filepath.Dir(w.f.Name())); err != nil {
+			return w.b.poison(err)
+		}
+		w.named = true
+	}
+	w.started, w.waited = w.size, w.size
+	return nil
+}
+
+func (w *writer) fdatasync() error {
+	if err := w.b.opt.fail("fdatasync", w.f.Name()); err != nil {
+		return err
+	}
+	if err := unix.Fdatasync(int(w.f.Fd())); err != nil {
+		return fmt.Errorf("syncing blob %s: %w", w.key, err)
+	}
+	return nil
+}
+
+func (w *writer) Commit() error {
+	if w.closed {
+		return errors.New("the blob's writer is closed")
+	}
+	if err := w.b.usable(); err != nil {
+		return err
+	}
+	// The size may have been announced larger than what came.
+	if err := w.f.Truncate(w.size); err != nil {
+		return err
+	}
+	if err := w.f.Chmod(committed); err != nil {
+		return err
+	}
+	// One fsync makes the bytes and the mode durable: fdatasync would leave
+	// out the mode.
+	if err := w.b.opt.fail("fsync", w.f.Name()); err != nil {
+		return w.b.poison(err)
+	}
+	if err := w.f.Sync(); err != nil {
+		return w.b.poison(fmt.Errorf("syncing blob %s: %w", w.key, err))
+	}
+	if !w.named {
+		if err := w.b.syncDir(filepath.Dir(w.f.Name())); err != nil {
+			return w.b.poison(err)
+		}
+		w.named = true
+	}
+	return w.Close()
+}
+
+func (w *writer) Close() error {
+	if w.closed {
+		return nil
+	}
+	w.closed = true
+	w.b.opt.Space.Release(w.promised)
+	w.promised = 0
+	w.b.end(w.key)
+	return w.f.Close()
+}

@@ -1,0 +1,198 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/assay-dev/assay/store"
+	"github.com/assay-dev/assay/store/storetest"
+)
+
+func open(t testing.TB, dir string, opt Options) *Blobs {
+	t.Helper()
+	b, err := Open(dir, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestBlobs(t *testing.T) {
+	storetest.TestBlobs(t, storetest.BlobsFactory{
+		Open:  func(t testing.TB) store.Blobs { return open(t, filepath.Join(t.TempDir(), "blobs"), Options{}) },
+		Crash: func(t testing.TB, b store.Blobs) store.Blobs { return open(t, b.(*Blobs).dir, Options{}) },
+	})
+}
+
+func TestFileIsFound(t *testing.T) {
+	b := open(t, t.TempDir(), Options{})
+	w, err := b.Create(t.Context(), -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(w, "hello")
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.Open(t.Context(), w.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if f, ok := store.FileOf(r); !ok || f == nil {
+		t.Error("no *os.File behind a blob: sendfile is lost")
+	}
+}
+
+// Each sync of a commit fails once: the commit must fail, the blob must not
+// be readable, and nothing may be written afterwards.
+func TestFailedSyncs(t *testing.T) {
+	errDisk := errors.New("disk says no")
+	for n := range 10 {
+		count := -1000 // syncs of Open do not count
+		var ops []string
+		b := open(t, filepath.Join(t.TempDir(), "blobs"), Options{fail: func(op, path string) error {
+			count++
+			ops = append(ops, op)
+			if count == n {
+				return errDisk
+			}
+			return nil
+		}})
+		w, err := b.Create(t.Context(), 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(w, "hello")
+		count, ops = -1, nil
+		err = errors.Join(w.Sync(), w.Commit())
+		if count < n {
+			if err != nil {
+				t.Fatalf("without a failure: %v", err)
+			}
+			if n < 3 {
+				t.Fatalf("only %d syncs in a commit: %q", count+1, ops)
+			}
+			return // every sync point has had its turn
+		}
+		if !errors.Is(err, errDisk) {
+			t.Errorf("sync %d failed and Commit said %v", n, err)
+		}
+		if _, err := b.Open(t.Context(), w.Key()); err == nil {
+			t.Errorf("sync %d failed and the blob can be read", n)
+		}
+		if _, err := b.Create(t.Context(), 1); !errors.Is(err, store.ErrPoisoned) {
+			t.Errorf("sync %d failed and Create said %v", n, err)
+		}
+		w.Close()
+	}
+	t.Fatal("more sync points than the test knows of")
+}
+
+func TestPromises(t *testing.T) {
+	space := store.NewSpaceFunc(100, func() (int64, error) { return 1000, nil })
+	if err := space.Promise(600); err != nil {
+		t.Fatal(err)
+	}
+	if err := space.Promise(600); !errors.Is(err, store.ErrNoSpace) {
+		t.Fatalf("two uploads were promised more than there is: %v", err)
+	}
+	space.Release(600)
+	if err := space.Promise(600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A real full disk: writes are refused, the blobs stay usable, and work again
+// when there is space.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=16m"); err != nil {
+		t.Skipf("mounting a tmpfs needs root: %v", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	space := store.NewSpace(dir, 4<<20)
+	b := open(t, filepath.Join(dir, "blobs"), Options{Space: space})
+	if _, err := b.Create(t.Context(), 1<<30); !errors.Is(err, store.ErrNoSpace) {
+		t.Fatalf("an upload larger than the disk was accepted: %v", err)
+	}
+	var keys []store.Key
+	for {
+		w, err := b.Create(t.Context(), 1<<20)
+		if err != nil {
+			if !errors.Is(err, store.ErrNoSpace) {
+				t.Fatal(err)
+			}
+			break
+		}
+		if _, err := io.WriteString(w, strings.Repeat("x", 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, w.Key())
+		if len(keys) > 16 {
+			t.Fatal("the disk never fills")
+		}
+	}
+	if err := b.Ready(); err != nil {
+		t.Logf("ready: %v", err)
+	}
+	for _, k := range keys {
+		if r, err := b.Open(t.Context(), k); err != nil {
+			t.Fatalf("reading on a full disk: %v", err)
+		} else {
+			r.Close()
+		}
+	}
+	if err := b.Remove(t.Context(), keys[0]); err != nil {
+		t.Fatal(err)
+	}
+	if w, err := b.Create(t.Context(), 512<<10); err != nil {
+		t.Fatalf("there is space again: %v", err)
+	} else {
+		w.Close()
+	}
+}
+
+func BenchmarkCommit1MiB(b *testing.B) {
+	blobs := open(b, filepath.Join(b.TempDir(), "blobs"), Options{})
+	data := strings.Repeat("x", 1<<20)
+	b.SetBytes(1 << 20)
+	for b.Loop() {
+		w, err := blobs.Create(b.Context(), 1<<20)
+		if err != nil {
+			b.Fatal(err)
+		}
+		io.WriteString(w, data)
+		if err := w.Commit(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkWriteSync1MiB is the limit of BenchmarkCommit1MiB: the same bytes
+// to a plain file, synced.
+func BenchmarkWriteSync1MiB(b *testing.B) {
+	dir, data := b.TempDir(), strings.Repeat("x", 1<<20)
+	b.SetBytes(1 << 20)
+	for i := 0; b.Loop(); i++ {
+		f, err := os.Create(filepath.Join(dir, fmt.Sprint(i)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		f.WriteString(data)
+		if err := f.Sync(); err != nil {
+			b.Fatal(err)
+		}
+		f.Close()
+	}
+}
