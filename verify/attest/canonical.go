@@ -33,7 +33,10 @@ func Marshal(v any) ([]byte, error) {
 // at most MaxDocument bytes and MaxDepth levels, no duplicate keys, no fields
 // that v does not have, nothing after the value.
 func Unmarshal(data []byte, v any) error {
-	if err := checkStrict(data); err != nil {
+	if len(data) > MaxDocument {
+		return fmt.Errorf("document of %d bytes is over the limit of %d", len(data), MaxDocument)
+	}
+	if err := CheckJSON(data); err != nil {
 		return err
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
@@ -41,12 +44,10 @@ func Unmarshal(data []byte, v any) error {
 	return dec.Decode(v)
 }
 
-// checkStrict refuses what encoding/json lets pass and two readers could read
-// differently.
-func checkStrict(data []byte) error {
-	if len(data) > MaxDocument {
-		return fmt.Errorf("document of %d bytes is over the limit of %d", len(data), MaxDocument)
-	}
+// CheckJSON refuses what encoding/json lets pass and two readers could read
+// differently: duplicate keys, invalid UTF-8, more than MaxDepth levels, more
+// than one value. It does not look at which fields there are.
+func CheckJSON(data []byte) error {
 	if !utf8.Valid(data) {
 		return errors.New("document is not valid UTF-8")
 	}

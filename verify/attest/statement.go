@@ -3,6 +3,7 @@ package attest
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -47,4 +48,97 @@ func NewStatement(subject digest.Digest, p Predicate) ([]byte, error) {
 		PredicateType: p.PredicateType(),
 		Predicate:     raw,
 	})
+}
+
+// Bounds of statements: those of sigstore-go, so that nothing verifies here
+// that others refuse.
+const (
+	MaxSubjects = 1024
+	maxDigests  = 32
+)
+
+// ParseStatement reads exactly the bytes that were signed, strictly: one JSON
+// object without duplicate or unknown fields, type Statement v1, subjects with
+// well-formed digests.
+func ParseStatement(payload []byte) (Statement, error) {
+	// The in-toto types have more fields for a subject than ours write.
+	var raw struct {
+		Type          string            `json:"_type"`
+		Subject       []json.RawMessage `json:"subject"`
+		PredicateType string            `json:"predicateType"`
+		Predicate     json.RawMessage   `json:"predicate"`
+	}
+	if err := Unmarshal(payload, &raw); err != nil {
+		return Statement{}, fmt.Errorf("statement: %w", err)
+	}
+	s := Statement{Type: raw.Type, PredicateType: raw.PredicateType, Predicate: raw.Predicate}
+	switch {
+	case s.Type != StatementTypeV1:
+		return Statement{}, fmt.Errorf("statement: _type is %q, want %q", s.Type, StatementTypeV1)
+	case s.PredicateType == "":
+		return Statement{}, fmt.Errorf("statement: predicateType is missing")
+	case len(raw.Subject) == 0:
+		return Statement{}, fmt.Errorf("statement: it has no subject")
+	case len(raw.Subject) > MaxSubjects:
+		return Statement{}, fmt.Errorf("statement: %d subjects, at most %d are read", len(raw.Subject), MaxSubjects)
+	}
+	for i, r := range raw.Subject {
+		var subject Resource
+		if err := json.Unmarshal(r, &subject); err != nil {
+			return Statement{}, fmt.Errorf("statement: subject %d: %w", i+1, err)
+		}
+		if len(subject.Digest) > maxDigests {
+			return Statement{}, fmt.Errorf("statement: subject %d has %d digests", i+1, len(subject.Digest))
+		}
+		if _, err := subject.Digest.OCI(); err != nil {
+			return Statement{}, fmt.Errorf("statement: subject %d: %w", i+1, err)
+		}
+		s.Subject = append(s.Subject, subject)
+	}
+	return s, nil
+}
+
+// Names reports whether d is a subject of the statement.
+func (s Statement) Names(d digest.Digest) bool {
+	for _, r := range s.Subject {
+		if hex, ok := r.Digest[d.Algorithm().String()]; ok && hex == d.Encoded() {
+			return true
+		}
+	}
+	return false
+}
+
+// IsOurs reports whether a predicate type is one of Assay's own.
+func IsOurs(predicateType string) bool { return strings.HasPrefix(predicateType, predicateBase) }
+
+// ParsePredicate reads the predicate of a statement of ours, strictly, and
+// validates it. An unknown field is an error: a reader that skipped it could
+// take for a yes what its writer had limited.
+func ParsePredicate(s Statement) (Predicate, error) {
+	switch s.PredicateType {
+	case PredicateCertificate:
+		return parse[Certificate](s)
+	case PredicateRefusal:
+		return parse[Refusal](s)
+	case PredicateLineage:
+		return parse[Lineage](s)
+	case PredicateDeployment:
+		return parse[Deployment](s)
+	case PredicateApproval:
+		return parse[Approval](s)
+	case PredicateWithdrawal:
+		return parse[Withdrawal](s)
+	}
+	return nil, fmt.Errorf("predicate type %q is unknown", s.PredicateType)
+}
+
+func parse[P Predicate](s Statement) (Predicate, error) {
+	var p P
+	if err := Unmarshal(s.Predicate, &p); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.PredicateType, err)
+	}
+	if err := p.Validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.PredicateType, err)
+	}
+	return p, nil
 }

@@ -1,0 +1,169 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/assay-dev/assay/registry/access"
+	"github.com/assay-dev/assay/store"
+)
+
+// commitBlob makes bytes that are durable under a key the blob d of a
+// repository. If the blob is stored already, the new bytes are not needed,
+// and used is false.
+func (r *Registry) commitBlob(ctx context.Context, repo string, d digest.Digest, bytes blobRow) (used bool, err error) {
+	err = r.submit(ctx, func(tx *txn) error {
+		var now blobRow
+		known, err := load(tx, key("blob", string(d)), &now)
+		if err != nil {
+			return err
+		}
+		used = !known
+		if used {
+			tx.put(key("blob", string(d)), bytes)
+		}
+		link(tx, repo, d)
+		return nil
+	})
+	// An error leaves it open whether the row was written; bytes that no row
+	// names are swept up, so they are kept here.
+	return used, err
+}
+
+// link gives a repository a blob.
+func link(tx *txn, repo string, d digest.Digest) {
+	tx.put(key("linked", repo, string(d)), linkedRow{At: tx.now})
+	tx.set(key("linkedin", string(d), repo), nil)
+}
+
+// MountBlob gives a repository a blob of another one without sending it
+// again. from may be "": any repository that the actor may read. A blob that
+// is not to be had is ErrBlobUnknown, whether it exists or not.
+func (r *Registry) MountBlob(ctx context.Context, actor access.Actor, repo string, d digest.Digest, from string) error {
+	if err := checkName(repo); err != nil {
+		return err
+	}
+	if err := actor.Authorize(access.Push, repo); err != nil {
+		return err
+	}
+	if err := checkDigest(d); err != nil {
+		return err
+	}
+	unknown := fmt.Errorf("%w: %s", ErrBlobUnknown, d)
+	if from != "" && (checkName(from) != nil || actor.Authorize(access.Pull, from) != nil) {
+		return unknown
+	}
+	return r.submit(ctx, func(tx *txn) error {
+		if ok, err := exists(tx, key("blob", string(d))); err != nil || !ok {
+			return orElse(err, unknown)
+		}
+		if from != "" {
+			if ok, err := exists(tx, key("linked", from, string(d))); err != nil || !ok {
+				return orElse(err, unknown)
+			}
+			link(tx, repo, d)
+			return nil
+		}
+		rg := under("linkedin", string(d))
+		rg.KeysOnly = true
+		for row, err := range tx.Scan(rg) {
+			if err != nil {
+				return err
+			}
+			if actor.Authorize(access.Pull, parts(row.Key)[1]) == nil {
+				link(tx, repo, d)
+				return nil
+			}
+		}
+		return unknown
+	})
+}
+
+func orElse(err, otherwise error) error {
+	if err != nil {
+		return err
+	}
+	return otherwise
+}
+
+// DeleteBlob removes a blob from a repository. One that a manifest there
+// names is in use and stays.
+func (r *Registry) DeleteBlob(ctx context.Context, actor access.Actor, repo string, d digest.Digest) error {
+	if err := checkName(repo); err != nil {
+		return err
+	}
+	if err := actor.Authorize(access.Delete, repo); err != nil {
+		return err
+	}
+	if err := checkDigest(d); err != nil {
+		return err
+	}
+	var garbage store.Key
+	err := r.submit(ctx, func(tx *txn) error {
+		garbage = ""
+		if ok, err := exists(tx, key("linked", repo, string(d))); err != nil || !ok {
+			return orElse(err, fmt.Errorf("%w: %s has no %s", ErrBlobUnknown, repo, d))
+		}
+		for row, err := range tx.Scan(under("uses", string(d), repo)) {
+			if err != nil {
+				return err
+			}
+			return fmt.Errorf("%w: manifest %s names it; delete that first", ErrBlobInUse, parts(row.Key)[2])
+		}
+		tx.delete(key("linked", repo, string(d)))
+		tx.delete(key("linkedin", string(d), repo))
+		elsewhere := false
+		for _, err := range tx.Scan(under("linkedin", string(d))) {
+			if err != nil {
+				return err
+			}
+			elsewhere = true
+			break
+		}
+		if !elsewhere {
+			var row blobRow
+			if _, err := load(tx, key("blob", string(d)), &row); err != nil {
+				return err
+			}
+			tx.delete(key("blob", string(d)))
+			garbage = row.Key
+		}
+		tx.set(key("dropped", repo, string(d), number(tx.index)), nil)
+		tx.emit(Event{
+			Kind: EventBlobDelete, Actor: actor.ID, Request: actor.RequestID, Repository: repo,
+			Digests: []digest.Digest{d},
+		})
+		return nil
+	})
+	if err == nil && garbage != "" {
+		r.removeBlob(garbage)
+	}
+	return err
+}
+
+// writeBlob stores data under a new key, durably.
+func (r *Registry) writeBlob(ctx context.Context, data []byte) (store.Key, error) {
+	w, err := r.blobs.Create(ctx, int64(len(data)))
+	if err != nil {
+		return "", err
+	}
+	if _, err = w.Write(data); err == nil {
+		err = w.Commit()
+	}
+	if err != nil {
+		w.Close()
+		r.removeBlob(w.Key())
+		return "", fmt.Errorf("storing %d bytes: %w", len(data), err)
+	}
+	return w.Key(), nil
+}
+
+// removeBlob removes bytes that no row names. If that fails they are swept
+// up later, so it is only logged.
+func (r *Registry) removeBlob(k store.Key) {
+	if err := r.blobs.Remove(context.Background(), k); err != nil {
+		r.log.Warn("removing bytes that are not needed", "key", k, "error", err)
+	}
+}

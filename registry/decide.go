@@ -1,0 +1,144 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/assay-dev/assay/registry/access"
+	"github.com/assay-dev/assay/verify"
+	"github.com/assay-dev/assay/verify/attest"
+	"github.com/assay-dev/assay/verify/gate"
+)
+
+// allowWindow is how long identical allows are counted under one leaf.
+// Every deny gets its own.
+const allowWindow = time.Hour
+
+type allowedRow struct {
+	Index int64     `json:"index"`
+	At    time.Time `json:"at"`
+	Count int64     `json:"count"`
+}
+
+// A DecisionRecord is a decision and where it was recorded.
+type DecisionRecord struct {
+	gate.Decision
+	LogIndex int64
+	Repeats  int64 // identical allows counted under the leaf, this one included
+	Evidence *verify.Evidence
+}
+
+// Decide asks whether the model that a reference names may be deployed to an
+// environment, now, and records the answer.
+func (r *Registry) Decide(ctx context.Context, actor access.Actor, repo, reference, environment string) (DecisionRecord, error) {
+	model, err := r.StatManifest(ctx, actor, repo, reference)
+	if err != nil {
+		return DecisionRecord{}, err
+	}
+	if err := actor.Authorize(access.Decide, repo); err != nil {
+		return DecisionRecord{}, err
+	}
+	if err := checkName(attest.EnvironmentRepository(environment)); err != nil {
+		return DecisionRecord{}, err
+	}
+	for {
+		rec, err := r.decide(ctx, actor, repo, model.Digest, environment)
+		if !errors.Is(err, errTrustMoved) {
+			return rec, err
+		}
+	}
+}
+
+func (r *Registry) decide(ctx context.Context, actor access.Actor, repo string, model digest.Digest, environment string) (DecisionRecord, error) {
+	trust, err := r.trust(ctx)
+	if err != nil {
+		return DecisionRecord{}, err
+	}
+	policy, err := r.policy(ctx)
+	if err != nil {
+		return DecisionRecord{}, err
+	}
+	now := r.clock().UTC()
+	q := gate.Question{Model: model, Repository: repo, Environment: environment, Now: now}
+	switch env, err := r.Environment(ctx, access.System(), environment, AsOf{}); {
+	case err == nil:
+		q.EnvironmentDocument = env.Digest
+	case !errors.Is(err, ErrUnknown):
+		return DecisionRecord{}, err
+	}
+	ev, err := verify.Gather(ctx, indexSource{r, repo}, model, verify.GatherOptions{Trust: trust, Repository: repo, Now: now})
+	if err != nil {
+		return DecisionRecord{}, err
+	}
+	rec := DecisionRecord{Decision: gate.Decide(policy, ev, q), LogIndex: -1, Evidence: ev}
+	body, err := rec.Bytes()
+	if err != nil {
+		return DecisionRecord{}, err
+	}
+	same, err := sameness(rec.Decision)
+	if err != nil {
+		return DecisionRecord{}, err
+	}
+	err = r.submit(ctx, func(tx *txn) error {
+		if err := stillInForce(tx, trust.Digest(), policy.Digest()); err != nil {
+			return err
+		}
+		var allowed allowedRow
+		if rec.Allow {
+			if _, err := load(tx, key("allowed", same), &allowed); err != nil {
+				return err
+			}
+			if allowed.Count > 0 && tx.now.Sub(allowed.At) < allowWindow {
+				allowed.Count++
+				tx.put(key("allowed", same), allowed)
+				rec.LogIndex, rec.Repeats = allowed.Index, allowed.Count
+				return nil
+			}
+			tx.put(key("allowed", same), allowedRow{tx.index, tx.now, 1})
+		}
+		rec.LogIndex, rec.Repeats = tx.index, 1
+		tx.set(key("decision", number(tx.index)), body)
+		e := Event{
+			Kind: EventDecision, Actor: actor.ID, Request: actor.RequestID, Repository: repo,
+			Digests: []digest.Digest{digest.FromBytes(body)}, Subjects: []digest.Digest{model},
+			Environment: environment, Outcome: "deny",
+		}
+		if rec.Allow {
+			e.Outcome = "allow"
+		}
+		if q.EnvironmentDocument != "" {
+			e.Subjects = append(e.Subjects, q.EnvironmentDocument)
+		}
+		tx.emit(e)
+		return nil
+	})
+	return rec, err
+}
+
+// sameness identifies a decision apart from when it was made.
+func sameness(d gate.Decision) (string, error) {
+	d.At = time.Time{}
+	raw, err := attest.Marshal(d)
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:]), err
+}
+
+func stillInForce(tx *txn, trust, policy digest.Digest) error {
+	t, err := currentDocument(tx, documentTrust)
+	if err != nil {
+		return err
+	}
+	p, err := currentDocument(tx, documentPolicy)
+	if err != nil {
+		return err
+	}
+	if t.Digest != trust || p.Digest != policy {
+		return errTrustMoved
+	}
+	return nil
+}

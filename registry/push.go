@@ -1,0 +1,448 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/assay-dev/assay/registry/access"
+	"github.com/assay-dev/assay/store"
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+// A PutManifest is a manifest to store.
+type PutManifest struct {
+	Reference string   // a tag, or the manifest's digest
+	Tags      []string // further tags, moved in the same commit
+	MediaType string   // as sent; may be empty if the body says it
+	Body      []byte
+	Reason    string // why, for people; kept erasable, its salted hash is logged
+}
+
+// A Receipt says what became of a push.
+type Receipt struct {
+	Descriptor ocispec.Descriptor
+	Subject    digest.Digest // "" if the manifest has none
+	Tags       []string      // that name the manifest now, of those asked for
+	Version    int           // the model version it is; 0 if it is none
+	LogIndex   int64         // of the push's leaf; -1 if nothing changed
+}
+
+// PutManifest stores a manifest in a repository and moves tags to it. When it
+// returns, the manifest, its tags, what follows from it and its log leaf are
+// durable: there is no later step that could fail on its own.
+func (r *Registry) PutManifest(ctx context.Context, actor access.Actor, repo string, put PutManifest) (Receipt, error) {
+	if err := checkName(repo); err != nil {
+		return Receipt{}, err
+	}
+	if err := actor.Authorize(access.Push, repo); err != nil {
+		return Receipt{}, err
+	}
+	tags := slices.Clone(put.Tags)
+	alg := digest.Canonical
+	want := digest.Digest("")
+	if strings.Contains(put.Reference, ":") {
+		want = digest.Digest(put.Reference)
+		if err := checkDigest(want); err != nil {
+			return Receipt{}, err
+		}
+		alg = want.Algorithm()
+	} else {
+		tags = append([]string{put.Reference}, tags...)
+	}
+	for _, t := range tags {
+		if err := checkTag(t); err != nil {
+			return Receipt{}, err
+		}
+	}
+	m, err := parseManifest(put.MediaType, put.Body, alg)
+	if err != nil {
+		return Receipt{}, err
+	}
+	// After this line m cannot be malformed.
+	if want != "" && want != m.digest {
+		return Receipt{}, fmt.Errorf("%w: the manifest is %s, not %s", ErrDigestMismatch, m.digest, want)
+	}
+	if _, ok := attest.EnvironmentName(repo); ok && m.subject == "" && m.artifactType != attest.EnvironmentType {
+		return Receipt{}, fmt.Errorf("%w: %s keeps environment documents (%s) only", ErrManifestInvalid, repo, attest.EnvironmentType)
+	}
+
+	row := manifestRow{MediaType: m.mediaType, Size: int64(len(m.body)), Body: m.body}
+	if len(m.body) > inlineManifest {
+		if row.Blob, err = r.writeBlob(ctx, m.body); err != nil {
+			return Receipt{}, err
+		}
+		row.Body = nil
+	}
+	reason, reasonHash := hashReason(put.Reason)
+
+	var receipt Receipt
+	var stored bool // whether row became the manifest's row
+	for {
+		// Signatures are verified and documents read before the change, and
+		// what that relied on is checked again inside it.
+		var d derived
+		if d, err = r.derive(ctx, repo, m); err != nil {
+			break
+		}
+		err = r.submit(ctx, func(tx *txn) error {
+			receipt = Receipt{
+				Descriptor: ocispec.Descriptor{MediaType: m.mediaType, Digest: m.digest, Size: int64(len(m.body)), ArtifactType: m.artifactType},
+				Subject:    m.subject, Tags: tags, LogIndex: -1,
+			}
+			stored = false
+			p := &pushing{tx: tx, repo: repo, m: m, derived: d, event: Event{
+				Kind: EventManifestPut, Actor: actor.ID, Request: actor.RequestID, Repository: repo,
+				Digests: []digest.Digest{m.digest}, Artifact: m.artifactType,
+			}}
+			if m.subject != "" {
+				p.event.Subjects = []digest.Digest{m.subject}
+			}
+			if err := p.manifest(row, &stored); err != nil {
+				return err
+			}
+			if err := p.tags(tags); err != nil {
+				return err
+			}
+			receipt.Version = p.version
+			if !p.changed {
+				return nil
+			}
+			if put.Reason != "" {
+				p.event.ReasonHash = reasonHash
+				tx.put(key("reason", number(tx.index)), reason)
+			}
+			receipt.LogIndex = tx.index
+			tx.emit(p.event)
+			return nil
+		})
+		if !errors.Is(err, errTrustMoved) {
+			break
+		}
+	}
+	if row.Blob != "" && (err != nil || !stored) {
+		r.removeBlob(row.Blob)
+	}
+	return receipt, err
+}
+
+// pushing is one run of a push's change.
+type pushing struct {
+	tx      *txn
+	repo    string
+	m       *manifest
+	derived derived
+	event   Event
+	version int
+	changed bool
+}
+
+// manifest stores the manifest in the repository, if it is not there.
+func (p *pushing) manifest(row manifestRow, stored *bool) error {
+	tx, m := p.tx, p.m
+	if err := p.derived.check(tx); err != nil {
+		return err
+	}
+	held, err := exists(tx, key("held", p.repo, string(m.digest)))
+	if err != nil {
+		return err
+	}
+	if held {
+		var number []byte
+		if number, err = tx.Get(key("versionof", p.repo, string(m.digest))); err == nil {
+			p.version = int(lastNumber(append(make([]byte, 4), number...)))
+		} else if errors.Is(err, store.ErrNotFound) {
+			err = nil
+		}
+		return err
+	}
+	p.changed = true
+	missing := &MissingBlobs{}
+	for _, d := range m.blobs {
+		ok, err := exists(tx, key("linked", p.repo, string(d)))
+		if err != nil {
+			return err
+		}
+		if !ok {
+			missing.Digests = append(missing.Digests, string(d))
+		}
+	}
+	for _, d := range m.manifests {
+		ok, err := exists(tx, key("held", p.repo, string(d)))
+		if err != nil {
+			return err
+		}
+		if !ok {
+			missing.Digests = append(missing.Digests, string(d))
+		}
+	}
+	if len(missing.Digests) > 0 {
+		return missing
+	}
+	known, err := exists(tx, key("manifest", string(m.digest)))
+	if err != nil {
+		return err
+	}
+	if !known {
+		tx.put(key("manifest", string(m.digest)), row)
+		*stored = true
+	}
+	if known, err := exists(tx, key("repo", p.repo)); err != nil {
+		return err
+	} else if !known {
+		tx.put(key("repo", p.repo), repoRow{Created: tx.now})
+	}
+	h := heldRow{
+		MediaType: m.mediaType, ArtifactType: m.artifactType, Size: int64(len(m.body)),
+		Subject: m.subject, Index: tx.index, At: tx.now,
+	}
+	for _, list := range [][]digest.Digest{m.blobs, m.manifests} {
+		for _, d := range list {
+			h.Uses = append(h.Uses, string(d))
+			tx.set(key("uses", string(d), p.repo, string(m.digest)), nil)
+		}
+	}
+	tx.put(key("held", p.repo, string(m.digest)), h)
+	tx.set(key("holder", string(m.digest), p.repo), nil)
+	if m.subject != "" {
+		tx.put(key("referrer", p.repo, string(m.subject), newest(tx.index), string(m.digest)), m.referrerDescriptor())
+	}
+	p.event.Outcome = p.derived.write(tx, p.repo, m)
+	return nil
+}
+
+// referrerDescriptor is how the manifest is listed under its subject.
+func (m *manifest) referrerDescriptor() ocispec.Descriptor {
+	d := ocispec.Descriptor{MediaType: m.mediaType, Digest: m.digest, Size: int64(len(m.body)), ArtifactType: m.artifactType}
+	n := 0
+	for k, v := range m.annotations {
+		n += len(k) + len(v)
+	}
+	// "The descriptors MUST include annotations from the image manifest or
+	// index" (distribution-spec, Listing Referrers); somebody who annotates
+	// more than a list should carry has to be asked for the manifest.
+	if n <= MaxAnnotations {
+		d.Annotations = m.annotations
+	}
+	return d
+}
+
+// tags moves tags to the manifest, and makes it a version with its first one.
+func (p *pushing) tags(tags []string) error {
+	tx, m := p.tx, p.m
+	for _, t := range tags {
+		var now tagRow
+		ok, err := load(tx, key("tag", p.repo, t), &now)
+		if err != nil {
+			return err
+		}
+		if ok && now.Digest == m.digest {
+			continue
+		}
+		if ok && IsRelease(t) {
+			return p.releaseTaken(t, now)
+		}
+		p.changed = true
+		tx.put(key("tag", p.repo, t), tagRow{Digest: m.digest, Index: tx.index, At: tx.now})
+		tx.put(key("tagmove", p.repo, t, number(tx.index)), tagMoveRow{From: now.Digest, To: m.digest, At: tx.now, Actor: p.event.Actor})
+		p.event.Tags = append(p.event.Tags, TagChange{Tag: t, From: now.Digest, To: m.digest})
+		if now.Digest != "" {
+			p.event.Subjects = append(p.event.Subjects, now.Digest)
+		}
+		if p.version == 0 && !attachedRE.MatchString(t) {
+			if err := p.born(t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// born gives the manifest the next version number of the repository, if it is
+// a model: a manifest without a subject that is none of the documents about
+// models. Numbers are dense and never used again.
+func (p *pushing) born(tag string) error {
+	tx, m := p.tx, p.m
+	if _, env := attest.EnvironmentName(p.repo); env || m.subject != "" || attest.IsDocument(m.artifactType) {
+		return nil
+	}
+	p.version = 1
+	last := under("version", p.repo)
+	last.Reverse, last.KeysOnly = true, true
+	for row, err := range tx.Scan(last) {
+		if err != nil {
+			return err
+		}
+		p.version = int(lastNumber(append(make([]byte, 4), row.Key[len(row.Key)-4:]...))) + 1
+		break
+	}
+	tx.put(key("version", p.repo, number32(p.version)), versionRow{Digest: m.digest, Tag: tag, Index: tx.index, At: tx.now})
+	tx.set(key("versionof", p.repo, string(m.digest)), []byte(number32(p.version)))
+	p.event.Version = p.version
+	return nil
+}
+
+// releaseTaken is the error of a push of other content to a release tag.
+func (p *pushing) releaseTaken(tag string, now tagRow) error {
+	same := ""
+	var row manifestRow
+	if ok, err := load(p.tx, key("manifest", string(now.Digest)), &row); err != nil {
+		return err
+	} else if ok && row.Body != nil {
+		if other, err := parseManifest(row.MediaType, row.Body, now.Digest.Algorithm()); err == nil && sameFiles(other, p.m) {
+			same = ", with the same files as what was pushed"
+		}
+	}
+	return fmt.Errorf("%w: %s:%s has named %s since %s%s; push under a new version",
+		ErrTagImmutable, p.repo, tag, now.Digest, now.At.Format(time.RFC3339), same)
+}
+
+// sameFiles reports whether two manifests have the same set of file digests:
+// the identity of the weights, whatever the packaging.
+func sameFiles(a, b *manifest) bool {
+	set := func(m *manifest) (s []digest.Digest) {
+		for _, l := range m.layers {
+			s = append(s, l.Digest)
+		}
+		slices.Sort(s)
+		return slices.Compact(s)
+	}
+	return len(a.layers) > 0 && slices.Equal(set(a), set(b))
+}
+
+// DeleteTag removes a tag. A release tag cannot be removed.
+func (r *Registry) DeleteTag(ctx context.Context, actor access.Actor, repo, tag string) error {
+	if err := checkName(repo); err != nil {
+		return err
+	}
+	if err := actor.Authorize(access.Delete, repo); err != nil {
+		return err
+	}
+	if err := checkTag(tag); err != nil {
+		return err
+	}
+	return r.submit(ctx, func(tx *txn) error {
+		var now tagRow
+		ok, err := load(tx, key("tag", repo, tag), &now)
+		switch {
+		case err != nil:
+			return err
+		case !ok:
+			return fmt.Errorf("%w: %s has no tag %s", ErrManifestUnknown, repo, tag)
+		case IsRelease(tag):
+			return fmt.Errorf("%w: %s:%s names a release; withdraw it instead", ErrTagImmutable, repo, tag)
+		}
+		dropTag(tx, repo, tag, now.Digest, actor.ID)
+		tx.emit(Event{
+			Kind: EventTagDelete, Actor: actor.ID, Request: actor.RequestID, Repository: repo,
+			Subjects: []digest.Digest{now.Digest}, Tags: []TagChange{{Tag: tag, From: now.Digest}},
+		})
+		return nil
+	})
+}
+
+func dropTag(tx *txn, repo, tag string, from digest.Digest, actor string) {
+	tx.delete(key("tag", repo, tag))
+	tx.put(key("tagmove", repo, tag, number(tx.index)), tagMoveRow{From: from, At: tx.now, Actor: actor})
+}
+
+// DeleteManifest removes a manifest and its tags from a repository. One that
+// a release tag names, or that speaks of such a one, is held and stays, and
+// so does one that an index names.
+func (r *Registry) DeleteManifest(ctx context.Context, actor access.Actor, repo string, d digest.Digest) error {
+	if err := checkName(repo); err != nil {
+		return err
+	}
+	if err := actor.Authorize(access.Delete, repo); err != nil {
+		return err
+	}
+	if err := checkDigest(d); err != nil {
+		return err
+	}
+	var garbage store.Key
+	err := r.submit(ctx, func(tx *txn) error {
+		garbage = ""
+		var held heldRow
+		ok, err := load(tx, key("held", repo, string(d)), &held)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return fmt.Errorf("%w: %s has no %s", ErrManifestUnknown, repo, d)
+		}
+		e := Event{
+			Kind: EventManifestDelete, Actor: actor.ID, Request: actor.RequestID, Repository: repo,
+			Digests: []digest.Digest{d}, Artifact: held.ArtifactType,
+		}
+		if held.Subject != "" {
+			e.Subjects = []digest.Digest{held.Subject}
+		}
+		for row, err := range tx.Scan(under("tag", repo)) {
+			if err != nil {
+				return err
+			}
+			tag := parts(row.Key)[1]
+			var now tagRow
+			if _, err := load(tx, row.Key, &now); err != nil {
+				return err
+			}
+			switch {
+			case IsRelease(tag) && now.Digest == d:
+				return fmt.Errorf("%w: the release %s:%s names it; withdraw it instead", ErrManifestHeld, repo, tag)
+			case IsRelease(tag) && now.Digest == held.Subject:
+				return fmt.Errorf("%w: it speaks of the release %s:%s", ErrManifestHeld, repo, tag)
+			case now.Digest == d:
+				e.Tags = append(e.Tags, TagChange{Tag: tag, From: d})
+			}
+		}
+		for row, err := range tx.Scan(under("uses", string(d), repo)) {
+			if err != nil {
+				return err
+			}
+			return fmt.Errorf("%w: the index %s names it", ErrManifestHeld, parts(row.Key)[2])
+		}
+		for _, t := range e.Tags {
+			dropTag(tx, repo, t.Tag, d, actor.ID)
+		}
+		for _, u := range held.Uses {
+			tx.delete(key("uses", u, repo, string(d)))
+		}
+		if held.Subject != "" {
+			tx.delete(key("referrer", repo, string(held.Subject), newest(held.Index), string(d)))
+		}
+		tx.delete(key("held", repo, string(d)))
+		tx.delete(key("holder", string(d), repo))
+		if garbage, err = dropManifestBytes(tx, d); err != nil {
+			return err
+		}
+		if err := forget(tx, repo, held.Subject, d); err != nil {
+			return err
+		}
+		tx.emit(e)
+		return nil
+	})
+	if err == nil && garbage != "" {
+		r.removeBlob(garbage)
+	}
+	return err
+}
+
+// dropManifestBytes removes a manifest's bytes when no repository holds it
+// any more, and returns the blob to remove after the commit, if there is one.
+func dropManifestBytes(tx *txn, d digest.Digest) (garbage store.Key, err error) {
+	for _, err := range tx.Scan(under("holder", string(d))) {
+		return "", err // somebody else holds it
+	}
+	var row manifestRow
+	if _, err := load(tx, key("manifest", string(d)), &row); err != nil {
+		return "", err
+	}
+	tx.delete(key("manifest", string(d)))
+	return row.Blob, nil
+}

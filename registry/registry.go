@@ -1,0 +1,137 @@
+// Package registry is the heart of Assay: what a model registry is, without
+// any protocol. Manifests, tags, numbered versions, referrers, lineage,
+// environments and deployments, the log of every change, and the decisions of
+// the gate.
+//
+// Rows are in a [store.DB], bytes in [store.Blobs], and there is one way to
+// change the record: a change goes to the sequencer (sequencer.go), which
+// commits it together with its log leaf. keys.go is the table of everything
+// that is stored. Every method takes an [access.Actor] and asks for itself
+// whether the actor may.
+//
+// All methods may be called concurrently.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/assay-dev/assay/store"
+)
+
+// Options configure Open. DB, Blobs and Identity are needed.
+type Options struct {
+	DB       store.DB
+	Blobs    store.Blobs
+	Identity *Identity
+
+	// Clock tells the time; nil is the system's.
+	Clock func() time.Time
+
+	// Log takes what operators should see; nil discards it.
+	Log *slog.Logger
+
+	// UploadTTL is how long an upload may rest before it is dropped; 0 is a day.
+	UploadTTL time.Duration
+}
+
+// A Registry is a model registry over a DB and Blobs, which it does not close.
+type Registry struct {
+	db       store.DB
+	blobs    store.Blobs
+	identity *Identity
+	clock    func() time.Time
+	log      *slog.Logger
+	ttl      time.Duration
+
+	seq     *sequencer
+	uploads *uploads
+
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+}
+
+// Open opens a registry. It refuses a DB whose schema it does not know.
+func Open(ctx context.Context, opt Options) (*Registry, error) {
+	r := &Registry{
+		db: opt.DB, blobs: opt.Blobs, identity: opt.Identity,
+		clock: opt.Clock, log: opt.Log, ttl: opt.UploadTTL,
+	}
+	if r.clock == nil {
+		r.clock = time.Now
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	if r.ttl == 0 {
+		r.ttl = 24 * time.Hour
+	}
+	if err := r.checkSchema(ctx); err != nil {
+		return nil, err
+	}
+	r.uploads = &uploads{sessions: map[string]*session{}}
+	r.seq = newSequencer(r.db, r.clock)
+	if err := r.sweep(ctx, true); err != nil && !errors.Is(err, store.ErrNoSpace) {
+		r.seq.close()
+		return nil, fmt.Errorf("clearing up what was left unfinished: %w", err)
+	}
+	background, stop := context.WithCancel(context.Background())
+	r.stop = stop
+	r.wg.Go(func() { r.sweepForever(background) })
+	return r, nil
+}
+
+func (r *Registry) checkSchema(ctx context.Context) error {
+	var version int
+	var known bool
+	err := r.db.View(ctx, func(rd store.Reader) (err error) {
+		known, err = load(rd, key("schema"), &version)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if known && version != schemaVersion {
+		return fmt.Errorf("the data is of schema version %d and this program knows version %d: "+
+			"run the version of assay that wrote it, or restore a backup of this one's", version, schemaVersion)
+	}
+	if known {
+		return nil
+	}
+	return r.db.Update(ctx, func(rd store.Reader) (b store.Batch, err error) {
+		b.Set(key("schema"), encode(schemaVersion))
+		return b, nil
+	})
+}
+
+// Close finishes changes that were submitted and keeps running uploads for
+// their clients to resume.
+func (r *Registry) Close() error {
+	r.stop()
+	r.wg.Wait()
+	r.uploads.close()
+	r.seq.close()
+	return nil
+}
+
+// Ready returns nil if the registry can read and write, and else why not.
+func (r *Registry) Ready(ctx context.Context) error {
+	if err := r.db.View(ctx, func(store.Reader) error { return nil }); err != nil {
+		return err
+	}
+	return r.blobs.Ready()
+}
+
+// view reads one state.
+func (r *Registry) view(ctx context.Context, fn func(store.Reader) error) error {
+	return r.db.View(ctx, fn)
+}
+
+// submit makes a change; see [sequencer.submit].
+func (r *Registry) submit(ctx context.Context, c change) error {
+	return r.seq.submit(ctx, c)
+}

@@ -1,0 +1,587 @@
+package registry
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/assay-dev/assay/registry/access"
+	"github.com/assay-dev/assay/store"
+)
+
+const (
+	// uploadBuffer is the piece in which bytes go from the network to the
+	// hash and the disk, at the same time.
+	uploadBuffer = 1 << 20
+
+	// uploadAhead is how many such pieces may wait.
+	uploadAhead = 3
+
+	// checkpointEvery is how many bytes a crash may cost an upload.
+	checkpointEvery = 256 << 20
+
+	// maxUploads bounds the sessions in memory.
+	maxUploads = 10_000
+)
+
+// An Upload is a session in which a blob is sent.
+type Upload struct {
+	ID     string
+	Offset int64 // bytes received and written
+}
+
+// A StartUpload describes an upload before its first byte.
+type StartUpload struct {
+	// Algorithm is the digest's, if it is known: else SHA-256 is assumed,
+	// and another one costs reading the bytes again at the end.
+	Algorithm digest.Algorithm
+}
+
+// A Chunk is a piece of an upload.
+type Chunk struct {
+	// At is where the piece begins; -1 is wherever the upload stands.
+	At int64
+
+	// Rewind says that an At before the end is no mistake: the client did not
+	// hear that a piece was received, and sends it again.
+	Rewind bool
+
+	Body io.Reader
+
+	// Size is how many bytes Body has, or -1. Fewer are an error, after which
+	// the upload can be resumed.
+	Size int64
+}
+
+// uploadRow is what a crash leaves of a session.
+type uploadRow struct {
+	Repository string           `json:"repository"`
+	Key        store.Key        `json:"key"`
+	Algorithm  digest.Algorithm `json:"algorithm"`
+	Offset     int64            `json:"offset"` // bytes that are durable …
+	State      []byte           `json:"state"`  // … and the hash's state after them
+	At         time.Time        `json:"at"`
+}
+
+type uploads struct {
+	mu       sync.Mutex          // taken after a session's, never before
+	sessions map[string]*session // guarded by mu
+}
+
+func (u *uploads) all() []*session {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Collect(maps.Values(u.sessions))
+}
+
+// A session is an upload in memory. Its bytes are written by whichever
+// request holds mu; a request never waits for its client while it holds it,
+// so a newer request takes over from one whose client has gone away.
+type session struct {
+	id, repo string
+	alg      digest.Algorithm
+
+	mu         sync.Mutex
+	owner      int              // guarded by mu, as all below: the newest request
+	writer     store.BlobWriter // nil before the first byte
+	hash       hash.Hash
+	offset     int64
+	checkpoint int64 // offset of the row
+	hasRow     bool
+	gone       bool
+	active     time.Time
+}
+
+func (u *uploads) close() {
+	for _, s := range u.all() {
+		s.mu.Lock()
+		s.owner++
+		if s.writer != nil {
+			s.writer.Close()
+		}
+		s.gone = true
+		s.mu.Unlock()
+	}
+}
+
+// StartUpload begins an upload.
+func (r *Registry) StartUpload(ctx context.Context, actor access.Actor, repo string, start StartUpload) (Upload, error) {
+	if err := checkName(repo); err != nil {
+		return Upload{}, err
+	}
+	if err := actor.Authorize(access.Push, repo); err != nil {
+		return Upload{}, err
+	}
+	if start.Algorithm == "" {
+		start.Algorithm = digest.SHA256
+	}
+	if start.Algorithm != digest.SHA256 && start.Algorithm != digest.SHA512 {
+		return Upload{}, fmt.Errorf("%w: algorithm %q: use sha256 or sha512", ErrDigestInvalid, start.Algorithm)
+	}
+	if err := r.blobs.Ready(); err != nil {
+		return Upload{}, err
+	}
+	var raw [16]byte
+	rand.Read(raw[:])
+	s := &session{
+		id: hex.EncodeToString(raw[:]), repo: repo, alg: start.Algorithm,
+		hash: start.Algorithm.Hash(), active: r.clock(),
+	}
+	r.uploads.mu.Lock()
+	defer r.uploads.mu.Unlock()
+	if len(r.uploads.sessions) >= maxUploads {
+		return Upload{}, fmt.Errorf("%w: %d uploads are running", ErrTooManyUploads, maxUploads)
+	}
+	r.uploads.sessions[s.id] = s
+	return Upload{ID: s.id}, nil
+}
+
+// ErrTooManyUploads says that no more uploads can be begun now.
+var ErrTooManyUploads = errors.New("too many uploads")
+
+// session finds a session of a repository, in memory or where a crash left it.
+func (r *Registry) session(ctx context.Context, actor access.Actor, repo, id string) (*session, error) {
+	if err := checkName(repo); err != nil {
+		return nil, err
+	}
+	if err := actor.Authorize(access.Push, repo); err != nil {
+		return nil, err
+	}
+	unknown := fmt.Errorf("%w: %.64q in %s; begin a new one", ErrUploadUnknown, id, repo)
+	if len(id) != 32 {
+		return nil, unknown
+	}
+	r.uploads.mu.Lock()
+	s := r.uploads.sessions[id]
+	r.uploads.mu.Unlock()
+	if s != nil {
+		if s.repo != repo {
+			return nil, unknown
+		}
+		return s, nil
+	}
+	var row uploadRow
+	err := r.view(ctx, func(rd store.Reader) error {
+		ok, err := load(rd, key("upload", id), &row)
+		if err == nil && (!ok || row.Repository != repo) {
+			err = unknown
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	h := row.Algorithm.Hash()
+	if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(row.State); err != nil {
+		return nil, fmt.Errorf("upload %s: hash state: %w", id, err)
+	}
+	r.uploads.mu.Lock()
+	defer r.uploads.mu.Unlock()
+	if s := r.uploads.sessions[id]; s != nil {
+		return s, nil
+	}
+	w, err := r.blobs.Resume(ctx, row.Key)
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrExists) {
+		return nil, unknown
+	}
+	if err != nil {
+		return nil, err
+	}
+	// What came after the last checkpoint may be there or not.
+	if err := w.Truncate(row.Offset); err != nil {
+		w.Close()
+		return nil, err
+	}
+	s = &session{
+		id: id, repo: repo, alg: row.Algorithm, writer: w, hash: h,
+		offset: row.Offset, checkpoint: row.Offset, hasRow: true, active: r.clock(),
+	}
+	r.uploads.sessions[id] = s
+	return s, nil
+}
+
+// StatUpload says how far an upload has come.
+func (r *Registry) StatUpload(ctx context.Context, actor access.Actor, repo, id string) (Upload, error) {
+	s, err := r.session(ctx, actor, repo, id)
+	if err != nil {
+		return Upload{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone {
+		return Upload{}, fmt.Errorf("%w: %s", ErrUploadUnknown, id)
+	}
+	return Upload{s.id, s.offset}, nil
+}
+
+// AppendUpload receives a piece of an upload. Whatever arrived of a piece
+// that broke off stays, and the upload goes on from there.
+func (r *Registry) AppendUpload(ctx context.Context, actor access.Actor, repo, id string, c Chunk) (Upload, error) {
+	s, err := r.session(ctx, actor, repo, id)
+	if err != nil {
+		return Upload{}, err
+	}
+	owner, err := r.take(s, c)
+	if err != nil {
+		return Upload{}, err
+	}
+	received := r.receive(ctx, s, owner, c)
+	if errors.Is(received, errFenced) {
+		return Upload{}, received
+	}
+	// The connection may be gone, and the checkpoint must be made all the same.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owner != owner || s.gone {
+		return Upload{}, errFenced
+	}
+	if err := r.saveCheckpoint(context.WithoutCancel(ctx), s); err != nil && received == nil {
+		return Upload{}, err
+	}
+	return Upload{s.id, s.offset}, received
+}
+
+var errFenced = fmt.Errorf("%w: another request has taken it over", ErrUploadInvalid)
+
+// take makes the caller the session's one writer, at the place its piece
+// begins.
+func (r *Registry) take(s *session, c Chunk) (owner int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone {
+		return 0, fmt.Errorf("%w: %s", ErrUploadUnknown, s.id)
+	}
+	switch {
+	case c.At < 0 || c.At == s.offset:
+	case c.At > s.offset || !c.Rewind:
+		// "If a chunk is uploaded out of order, the registry MUST respond
+		// with a response code of 416" (distribution-spec, Pushing a blob in
+		// chunks).
+		return 0, fmt.Errorf("%w: the piece begins at %d and %d bytes are there", ErrRangeInvalid, c.At, s.offset)
+	default:
+		if err := s.rewind(c.At); err != nil {
+			return 0, err
+		}
+	}
+	s.owner++
+	s.active = r.clock()
+	return s.owner, nil
+}
+
+// rewind drops the bytes from offset on and hashes the rest again.
+func (s *session) rewind(offset int64) error {
+	if s.writer == nil {
+		return nil
+	}
+	if err := s.writer.Truncate(offset); err != nil {
+		return err
+	}
+	s.hash.Reset()
+	if _, err := io.CopyBuffer(s.hash, io.NewSectionReader(s.writer, 0, offset), make([]byte, uploadBuffer)); err != nil {
+		return err
+	}
+	s.offset = offset
+	s.checkpoint = min(s.checkpoint, offset)
+	return nil
+}
+
+// receive copies a piece into the session: one goroutine reads ahead, and
+// each buffer is hashed and written at the same time.
+func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) error {
+	if c.Body == nil || c.Size == 0 {
+		return nil
+	}
+	type piece struct {
+		data []byte
+		err  error
+	}
+	pieces := make(chan piece, uploadAhead)
+	free := make(chan []byte, uploadAhead+1)
+	for range cap(free) {
+		free <- nil
+	}
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		defer close(pieces)
+		body := c.Body
+		if c.Size >= 0 {
+			body = io.LimitReader(body, c.Size)
+		}
+		for {
+			var buf []byte
+			select {
+			case buf = <-free:
+			case <-stop:
+				return
+			}
+			if buf == nil {
+				size := int64(uploadBuffer)
+				if c.Size >= 0 {
+					size = min(size, max(c.Size, 512))
+				}
+				buf = make([]byte, size)
+			}
+			n, err := io.ReadFull(body, buf)
+			if err == io.ErrUnexpectedEOF && n > 0 {
+				// Either the end of the body, or of the connection: asking
+				// again tells which.
+				var more int
+				if more, err = body.Read(buf[n:]); more > 0 || err == nil {
+					err = nil
+				}
+				n += more
+			}
+			select {
+			case pieces <- piece{buf[:n], err}:
+			case <-stop:
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	var got int64
+	for p := range pieces {
+		if len(p.data) > 0 {
+			if err := r.write(ctx, s, owner, p.data, c.Size); err != nil {
+				return err
+			}
+			got += int64(len(p.data))
+		}
+		if p.err != nil && p.err != io.EOF {
+			return fmt.Errorf("%w: receiving after %d bytes: %w", ErrUploadInvalid, got, p.err)
+		}
+		if p.err == nil {
+			free <- p.data[:cap(p.data)]
+		}
+	}
+	if c.Size >= 0 && got != c.Size {
+		return fmt.Errorf("%w: %d bytes were announced and %d came", ErrSizeInvalid, c.Size, got)
+	}
+	return nil
+}
+
+func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte, announced int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owner != owner || s.gone {
+		return errFenced
+	}
+	if s.writer == nil {
+		w, err := r.blobs.Create(ctx, announced)
+		if err != nil {
+			return err
+		}
+		s.writer = w
+	}
+	hashed := make(chan struct{})
+	go func() {
+		s.hash.Write(data)
+		close(hashed)
+	}()
+	n, err := s.writer.Write(data)
+	<-hashed
+	if err != nil {
+		// The hash is ahead of the bytes now.
+		if e := s.rewind(s.offset); e != nil {
+			r.log.Warn("upload cannot go on", "upload", s.id, "error", e)
+			r.drop(s)
+		}
+		return fmt.Errorf("writing %d of %d bytes: %w", n, len(data), err)
+	}
+	s.offset += int64(len(data))
+	s.active = r.clock()
+	if s.offset-s.checkpoint >= checkpointEvery {
+		return r.saveCheckpoint(ctx, s)
+	}
+	return nil
+}
+
+// saveCheckpoint makes what was received durable, and then the row that says
+// so. The session's lock is held.
+func (r *Registry) saveCheckpoint(ctx context.Context, s *session) error {
+	if s.writer == nil || s.offset == s.checkpoint && s.hasRow {
+		return nil
+	}
+	if err := s.writer.Sync(); err != nil {
+		return err
+	}
+	state, err := s.hash.(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		return err
+	}
+	row := uploadRow{Repository: s.repo, Key: s.writer.Key(), Algorithm: s.alg, Offset: s.offset, State: state, At: r.clock()}
+	if err := r.submit(ctx, func(tx *txn) error {
+		tx.put(key("upload", s.id), row)
+		return nil
+	}); err != nil {
+		return err
+	}
+	s.checkpoint, s.hasRow = s.offset, true
+	return nil
+}
+
+// FinishUpload receives the last piece, which may be empty, and makes the
+// upload the blob want. When it returns nil the blob is durable and its digest
+// was verified over the bytes received. After ErrDigestMismatch the upload is
+// gone; after other errors it can be resumed.
+func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, id string, c Chunk, want digest.Digest) (ocispec.Descriptor, error) {
+	if err := checkDigest(want); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	s, err := r.session(ctx, actor, repo, id)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	s.mu.Lock()
+	if s.offset == 0 && s.writer == nil && s.alg != want.Algorithm() {
+		// Nothing has come yet: hash once, with the right algorithm.
+		s.alg, s.hash = want.Algorithm(), want.Algorithm().Hash()
+	}
+	s.mu.Unlock()
+	owner, err := r.take(s, c)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if err := r.receive(ctx, s, owner, c); err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.owner == owner && !s.gone {
+			if e := r.saveCheckpoint(context.WithoutCancel(ctx), s); e != nil {
+				r.log.Warn("upload will not survive a restart", "upload", s.id, "error", e)
+			}
+		}
+		return ocispec.Descriptor{}, err
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owner != owner || s.gone {
+		return ocispec.Descriptor{}, errFenced
+	}
+	if s.writer == nil { // an empty blob
+		if s.writer, err = r.blobs.Create(ctx, 0); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+	}
+	got := digest.NewDigest(s.alg, s.hash)
+	if s.alg != want.Algorithm() {
+		// The algorithm was not announced: the bytes are read once more.
+		d := want.Algorithm().Digester()
+		if _, err := io.CopyBuffer(d.Hash(), io.NewSectionReader(s.writer, 0, s.offset), make([]byte, uploadBuffer)); err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		got = d.Digest()
+	}
+	if got != want {
+		r.drop(s)
+		return ocispec.Descriptor{}, fmt.Errorf("%w: %d bytes with digest %s, not %s", ErrDigestMismatch, s.offset, got, want)
+	}
+	bytes := blobRow{Key: s.writer.Key(), Size: s.offset}
+	if err := s.writer.Commit(); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("making blob %s durable: %w", want, err)
+	}
+	used, err := r.commitBlob(context.WithoutCancel(ctx), repo, want, bytes)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	// From here on the blob is stored. What is left of the session goes.
+	s.gone = true
+	r.forgetSession(s)
+	if !used {
+		r.removeBlob(bytes.Key)
+	}
+	return ocispec.Descriptor{MediaType: "application/octet-stream", Digest: want, Size: bytes.Size}, nil
+}
+
+// CancelUpload drops an upload and its bytes.
+func (r *Registry) CancelUpload(ctx context.Context, actor access.Actor, repo, id string) error {
+	s, err := r.session(ctx, actor, repo, id)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone {
+		return fmt.Errorf("%w: %s", ErrUploadUnknown, id)
+	}
+	r.drop(s)
+	return nil
+}
+
+// drop ends a session and removes its bytes. The session's lock is held.
+func (r *Registry) drop(s *session) {
+	s.gone = true
+	if s.writer != nil {
+		s.writer.Close()
+		r.removeBlob(s.writer.Key())
+	}
+	r.forgetSession(s)
+}
+
+func (r *Registry) forgetSession(s *session) {
+	r.uploads.mu.Lock()
+	delete(r.uploads.sessions, s.id)
+	r.uploads.mu.Unlock()
+	if !s.hasRow {
+		return
+	}
+	err := r.submit(context.Background(), func(tx *txn) error {
+		tx.delete(key("upload", s.id))
+		return nil
+	})
+	if err != nil {
+		r.log.Warn("the row of an upload that has ended is left", "upload", s.id, "error", err)
+	}
+}
+
+// UploadToken names a place in an upload in a way that only this server can
+// make: <id>.<offset>.<authenticator>. A client that sends a piece to the
+// location with the token says with it where it believes the upload stands.
+func (r *Registry) UploadToken(id string, offset int64) string {
+	text := id + "." + strconv.FormatInt(offset, 10)
+	return text + "." + r.authenticator(text)
+}
+
+// ParseUploadToken is the reverse of [Registry.UploadToken].
+func (r *Registry) ParseUploadToken(token string) (id string, offset int64, err error) {
+	text, mac, ok := cutLast(token, ".")
+	if !ok || !hmac.Equal([]byte(mac), []byte(r.authenticator(text))) {
+		return "", 0, fmt.Errorf("%w: %.200q is no location of this server", ErrUploadUnknown, token)
+	}
+	id, number, _ := strings.Cut(text, ".")
+	offset, err = strconv.ParseInt(number, 10, 64)
+	return id, offset, err
+}
+
+func (r *Registry) authenticator(text string) string {
+	m := hmac.New(sha256.New, r.identity.uploads)
+	m.Write([]byte(text))
+	return hex.EncodeToString(m.Sum(nil)[:16])
+}
+
+func cutLast(s, sep string) (before, after string, ok bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}

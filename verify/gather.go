@@ -1,0 +1,256 @@
+package verify
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+// A Source is where evidence is stored: the server's own index, an OCI
+// registry reached over HTTP, the OCI layout of an evidence pack. One
+// repository of it.
+type Source interface {
+	// Referrers lists what was attached to a subject: none is no error.
+	Referrers(ctx context.Context, subject digest.Digest) ([]ocispec.Descriptor, error)
+
+	// Fetch returns the bytes of a manifest or blob, with the descriptor's
+	// digest and size checked.
+	Fetch(ctx context.Context, desc ocispec.Descriptor) ([]byte, error)
+}
+
+// An Admitter is a Source that knows when its log admitted a manifest.
+type Admitter interface {
+	Admitted(ctx context.Context, manifest digest.Digest) (time.Time, error)
+}
+
+// Bounds of what is gathered, so that one hostile repository slows nobody.
+const (
+	maxReferrers  = 20_000
+	maxManifest   = 1 << 20
+	maxAncestors  = 64
+	maxStatements = 1_000
+)
+
+// GatherOptions say in which light evidence is looked at.
+type GatherOptions struct {
+	Trust      *Trust
+	Repository string
+	Now        time.Time
+}
+
+// Evidence is all that is said about a model, verified or not.
+type Evidence struct {
+	Subject    digest.Digest `json:"subject"`
+	Repository string        `json:"repository"`
+	Trust      digest.Digest `json:"trust"`
+
+	// Facts are sorted by what they are about, then by referrer.
+	Facts []Fact `json:"facts"`
+
+	// Incomplete says why not everything could be read; "" if it was. A gate
+	// takes incomplete evidence as none.
+	Incomplete string `json:"incomplete,omitempty"`
+}
+
+// A Fact is one statement that was found, and what verification said of it.
+type Fact struct {
+	// About is what the statement was attached to: the model, or a
+	// certificate of it, or an ancestor.
+	About digest.Digest `json:"about"`
+
+	// Referrer is the manifest that carries the statement.
+	Referrer digest.Digest `json:"referrer"`
+
+	// PredicateType is the signed one if it verified, else what the
+	// manifest's annotation claims.
+	PredicateType string `json:"predicateType,omitempty"`
+
+	// Outcome is "verified" or the code of a failure.
+	Outcome  string `json:"outcome"`
+	Message  string `json:"message,omitempty"`
+	Remedy   string `json:"remedy,omitempty"`
+	Identity string `json:"identity,omitempty"`
+	Role     Role   `json:"role,omitempty"`
+
+	verified *Verified
+}
+
+// Verified returns the proof object, if the statement verified.
+func (f Fact) Verified() (*Verified, bool) { return f.verified, f.verified != nil }
+
+// Predicate returns the predicate of a verified statement of type P.
+func Predicate[P attest.Predicate](f Fact) (p P, ok bool) {
+	if f.verified == nil {
+		return p, false
+	}
+	parsed, err := attest.ParsePredicate(f.verified.Statement)
+	if err != nil {
+		return p, false
+	}
+	p, ok = parsed.(P)
+	return p, ok
+}
+
+// Gather reads and verifies everything that is attached to a model, to its
+// certificates, and to its ancestors as verified lineage names them. What
+// cannot be read or verified is a fact too, with the reason: nothing is left
+// out in silence. The result does not depend on which kind of source it came
+// from.
+func Gather(ctx context.Context, src Source, subject digest.Digest, opt GatherOptions) (*Evidence, error) {
+	if opt.Now.IsZero() {
+		return nil, fmt.Errorf("gathering evidence: the time of the question is missing")
+	}
+	if opt.Trust == nil {
+		opt.Trust = NoTrust()
+	}
+	g := &gatherer{src: src, opt: opt, seen: map[digest.Digest]bool{}}
+	ev := &Evidence{Subject: subject, Repository: opt.Repository, Trust: opt.Trust.Digest(), Facts: []Fact{}}
+	if err := g.about(ctx, subject); err != nil {
+		return nil, err
+	}
+	ancestors := 0
+	for i := 0; i < len(g.facts); i++ {
+		f := g.facts[i]
+		switch f.PredicateType {
+		case attest.PredicateCertificate:
+			// A certificate is withdrawn by a statement about the manifest
+			// that carries it.
+			if _, ok := f.Verified(); ok {
+				if err := g.about(ctx, f.Referrer); err != nil {
+					return nil, err
+				}
+			}
+		case attest.PredicateLineage:
+			l, ok := Predicate[attest.Lineage](f)
+			if !ok {
+				continue
+			}
+			for _, p := range l.Parents {
+				parent, err := p.Digest.OCI()
+				if err != nil {
+					continue // cannot be: it was validated
+				}
+				if ancestors++; ancestors > maxAncestors {
+					g.incomplete = fmt.Sprintf("more than %d ancestors", maxAncestors)
+					break
+				}
+				if err := g.about(ctx, parent); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	slices.SortFunc(g.facts, func(a, b Fact) int {
+		if c := strings.Compare(string(a.About), string(b.About)); c != 0 {
+			return c
+		}
+		return strings.Compare(string(a.Referrer), string(b.Referrer))
+	})
+	ev.Facts = append(ev.Facts, g.facts...)
+	ev.Incomplete = g.incomplete
+	return ev, nil
+}
+
+type gatherer struct {
+	src        Source
+	opt        GatherOptions
+	seen       map[digest.Digest]bool
+	facts      []Fact
+	incomplete string
+}
+
+// about adds the facts about one subject.
+func (g *gatherer) about(ctx context.Context, subject digest.Digest) error {
+	if g.seen[subject] {
+		return nil
+	}
+	g.seen[subject] = true
+	list, err := g.src.Referrers(ctx, subject)
+	if err != nil {
+		return fmt.Errorf("listing what is attached to %s: %w", subject, err)
+	}
+	if len(list) > maxReferrers {
+		g.incomplete = fmt.Sprintf("%s has %d referrers, %d are read", subject, len(list), maxReferrers)
+		list = list[:maxReferrers]
+	}
+	for _, desc := range list {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if !strings.HasPrefix(desc.ArtifactType, "application/vnd.dev.sigstore.bundle") {
+			continue // a plan, a replay, somebody's SBOM: no statement
+		}
+		if len(g.facts) == maxStatements {
+			g.incomplete = fmt.Sprintf("more than %d signed statements", maxStatements)
+			return nil
+		}
+		g.facts = append(g.facts, g.fact(ctx, subject, desc))
+	}
+	return nil
+}
+
+func (g *gatherer) fact(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) Fact {
+	f := Fact{About: subject, Referrer: desc.Digest, PredicateType: desc.Annotations[attest.AnnotationPredicate]}
+	v, err := g.verify(ctx, subject, desc)
+	if err != nil {
+		why := failureOf(err)
+		f.Outcome, f.Message, f.Remedy = why.Code, why.Message, why.Remedy
+		return f
+	}
+	f.Outcome, f.verified = OutcomeVerified, v
+	f.PredicateType, f.Identity, f.Role = v.Statement.PredicateType, v.Identity, v.Role
+	return f
+}
+
+func (g *gatherer) verify(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) (*Verified, error) {
+	if desc.Size > maxManifest {
+		return nil, fail(CodeTooLarge, "", "its manifest has %d bytes", desc.Size)
+	}
+	body, err := g.src.Fetch(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	layer, err := BundleLayer(body, subject)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := g.src.Fetch(ctx, layer)
+	if err != nil {
+		return nil, err
+	}
+	c := Context{Repository: g.opt.Repository, Now: g.opt.Now}
+	if a, ok := g.src.(Admitter); ok {
+		if c.AdmittedAt, err = a.Admitted(ctx, desc.Digest); err != nil {
+			return nil, err
+		}
+	}
+	return Bundle(raw, subject, g.opt.Trust, c)
+}
+
+// BundleLayer returns the descriptor of the bundle in a manifest that attaches
+// one to subject. The error is a *[Failure].
+func BundleLayer(manifest []byte, subject digest.Digest) (ocispec.Descriptor, error) {
+	var m ocispec.Manifest
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		return ocispec.Descriptor{}, fail(CodeUnreadable, "", "its manifest does not parse: %v", err)
+	}
+	switch {
+	case m.Subject == nil || m.Subject.Digest != subject:
+		return ocispec.Descriptor{}, fail(CodeSubject, "", "its manifest is not attached to %s", subject)
+	case len(m.Layers) != 1:
+		return ocispec.Descriptor{}, fail(CodeBundleInvalid, "attach one bundle a manifest", "its manifest has %d layers; a bundle's has one", len(m.Layers))
+	case !strings.HasPrefix(m.Layers[0].MediaType, "application/vnd.dev.sigstore.bundle"):
+		return ocispec.Descriptor{}, fail(CodeBundleInvalid, "attach a Sigstore bundle", "its layer is of type %q", m.Layers[0].MediaType)
+	case m.Layers[0].Size > MaxBundle:
+		return ocispec.Descriptor{}, fail(CodeTooLarge, "keep large evidence in a blob and name it by digest", "the bundle has %d bytes, at most %d are read", m.Layers[0].Size, MaxBundle)
+	}
+	return m.Layers[0], nil
+}
