@@ -14,7 +14,7 @@ TOOLS := \
 	cosign@github.com/sigstore/cosign/v3/cmd/cosign@v3.1.3 \
 	buf@github.com/bufbuild/buf/cmd/buf@v1.75.0 \
 	staticcheck@honnef.co/go/tools/cmd/staticcheck@v0.8.2 \
-	conformance@github.com/opencontainers/distribution-spec/conformance@CONFORMANCE_VERSION
+	conformance@github.com/opencontainers/distribution-spec/conformance@v0.0.0-20260831232431-97274622c111
 
 GOMLX := examples/environments/gomlx
 ORT   := examples/environments/ort-native

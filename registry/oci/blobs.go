@@ -1,0 +1,254 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/assay-dev/assay/registry"
+	"github.com/assay-dev/assay/store"
+)
+
+func (s *server) getBlob(c *call) error {
+	d := digest.Digest(c.ref)
+	b, err := s.Registry.OpenBlob(c.Context(), c.actor, c.repo, d)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	h := c.w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	s.describe(h, d, true)
+	// net/http sends an *os.File with sendfile: it must get the file itself.
+	var content io.ReadSeeker = b
+	if f, ok := store.FileOf(b); ok {
+		content = f
+	}
+	w := &deadlines{ResponseWriter: c.w, control: http.NewResponseController(c.w), stall: s.Stall}
+	w.renew()
+	http.ServeContent(w, c.Request, "", time.Time{}, content)
+	return nil
+}
+
+// deadlines renews the write deadline before each write, so that a client may
+// be slow but not stand still. It passes ReadFrom on, in pieces: a wrapper
+// that hid it would cost sendfile.
+type deadlines struct {
+	http.ResponseWriter
+	control *http.ResponseController
+	stall   time.Duration
+}
+
+func (w *deadlines) renew() { w.control.SetWriteDeadline(time.Now().Add(w.stall)) }
+
+func (w *deadlines) Write(p []byte) (int, error) {
+	w.renew()
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *deadlines) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// sendPiece is how much is handed to sendfile under one deadline.
+const sendPiece = 64 << 20
+
+// ReadFrom implements io.ReaderFrom.
+func (w *deadlines) ReadFrom(src io.Reader) (n int64, err error) {
+	rf, ok := w.ResponseWriter.(io.ReaderFrom)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{w}, src)
+	}
+	// ServeContent gives an *io.LimitedReader over the file, and net/http
+	// looks for exactly that.
+	limited, ok := src.(*io.LimitedReader)
+	if !ok {
+		w.renew()
+		return rf.ReadFrom(src)
+	}
+	for limited.N > 0 {
+		piece := min(limited.N, sendPiece)
+		w.renew()
+		m, err := rf.ReadFrom(&io.LimitedReader{R: limited.R, N: piece})
+		n += m
+		limited.N -= m
+		if err != nil || m < piece {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// body is the request's body with a deadline that each read renews.
+func (s *server) body(c *call) io.Reader {
+	return &stalling{c.Body, http.NewResponseController(c.w), s.Stall}
+}
+
+type stalling struct {
+	io.Reader
+	control *http.ResponseController
+	stall   time.Duration
+}
+
+func (r *stalling) Read(p []byte) (int, error) {
+	r.control.SetReadDeadline(time.Now().Add(r.stall))
+	return r.Reader.Read(p)
+}
+
+func (s *server) deleteBlob(c *call) error {
+	err := s.Registry.DeleteBlob(c.Context(), c.actor, c.repo, digest.Digest(c.ref))
+	if err == nil {
+		c.w.WriteHeader(http.StatusAccepted)
+	}
+	return err
+}
+
+func (s *server) startUpload(c *call) error {
+	q := c.URL.Query()
+	if mount := q.Get("mount"); mount != "" {
+		err := s.Registry.MountBlob(c.Context(), c.actor, c.repo, digest.Digest(mount), q.Get("from"))
+		if err == nil {
+			s.created(c, digest.Digest(mount))
+			return nil
+		}
+		// "If a registry does not support cross-repository mounting or is
+		// unable to mount the requested blob, it SHOULD return a 202"
+		if !errors.Is(err, registry.ErrBlobUnknown) && !errors.Is(err, registry.ErrDigestInvalid) {
+			return err
+		}
+	}
+	want := digest.Digest(q.Get("digest"))
+	start := registry.StartUpload{Algorithm: digest.Algorithm(q.Get("digest-algorithm"))}
+	if want != "" {
+		if err := want.Validate(); err != nil {
+			return fmt.Errorf("%w: %q", registry.ErrDigestInvalid, want)
+		}
+		start.Algorithm = want.Algorithm()
+	}
+	u, err := s.Registry.StartUpload(c.Context(), c.actor, c.repo, start)
+	if err != nil {
+		return err
+	}
+	if want == "" {
+		s.progress(c, u)
+		c.w.WriteHeader(http.StatusAccepted)
+		return nil
+	}
+	// A single POST with the whole blob.
+	_, err = s.Registry.FinishUpload(c.Context(), c.actor, c.repo, u.ID, registry.Chunk{At: 0, Body: s.body(c), Size: c.ContentLength}, want)
+	if err != nil {
+		if e := s.Registry.CancelUpload(c.Context(), c.actor, c.repo, u.ID); e != nil && !errors.Is(e, registry.ErrUploadUnknown) {
+			s.Log.Warn("an upload that failed is left", "upload", u.ID, "error", e)
+		}
+		return err
+	}
+	s.created(c, want)
+	return nil
+}
+
+// progress says where an upload stands. The location carries the offset,
+// authenticated: a client that sends a piece to it says where it believes the
+// upload stands, so a piece that is sent again is not appended twice.
+func (s *server) progress(c *call, u registry.Upload) {
+	h := c.w.Header()
+	h.Set("Location", "/v2/"+c.repo+"/blobs/uploads/"+s.Registry.UploadToken(u.ID, u.Offset))
+	h.Set("Docker-Upload-Uuid", u.ID)
+	h.Set("Range", "0-"+strconv.FormatInt(max(u.Offset-1, 0), 10))
+}
+
+func (s *server) created(c *call, d digest.Digest) {
+	h := c.w.Header()
+	h.Set("Location", "/v2/"+c.repo+"/blobs/"+string(d))
+	h.Set("Docker-Content-Digest", string(d))
+	c.w.WriteHeader(http.StatusCreated)
+}
+
+func (s *server) statUpload(c *call) error {
+	id, _, err := s.Registry.ParseUploadToken(c.ref)
+	if err != nil {
+		return err
+	}
+	u, err := s.Registry.StatUpload(c.Context(), c.actor, c.repo, id)
+	if err != nil {
+		return err
+	}
+	s.progress(c, u)
+	c.w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *server) cancelUpload(c *call) error {
+	id, _, err := s.Registry.ParseUploadToken(c.ref)
+	if err != nil {
+		return err
+	}
+	if err := s.Registry.CancelUpload(c.Context(), c.actor, c.repo, id); err != nil {
+		return err
+	}
+	c.w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// contentRangeRE is the specification's form, and the one of RFC 9110 that
+// other registries' documentation made people write.
+var contentRangeRE = regexp.MustCompile(`^(?:bytes[ =])?([0-9]+)-([0-9]+)(?:/(?:[0-9]+|\*))?$`)
+
+// chunk reads what a PATCH or PUT brings.
+func (s *server) chunk(c *call) (id string, ch registry.Chunk, err error) {
+	id, offset, err := s.Registry.ParseUploadToken(c.ref)
+	if err != nil {
+		return "", ch, err
+	}
+	ch = registry.Chunk{At: offset, Rewind: true, Body: s.body(c), Size: c.ContentLength}
+	if r := strings.TrimSpace(c.Header.Get("Content-Range")); r != "" {
+		m := contentRangeRE.FindStringSubmatch(r)
+		if m == nil {
+			return "", ch, fmt.Errorf("%w: Content-Range %.100q: write FIRST-LAST", registry.ErrRangeInvalid, r)
+		}
+		first, e1 := strconv.ParseInt(m[1], 10, 64)
+		last, e2 := strconv.ParseInt(m[2], 10, 64)
+		if e1 != nil || e2 != nil || last < first-1 || ch.Size >= 0 && ch.Size != last-first+1 {
+			return "", ch, fmt.Errorf("%w: Content-Range %s does not fit a body of %d bytes", registry.ErrRangeInvalid, r, ch.Size)
+		}
+		ch.At, ch.Rewind, ch.Size = first, false, last-first+1
+	}
+	return id, ch, nil
+}
+
+func (s *server) patchUpload(c *call) error {
+	id, ch, err := s.chunk(c)
+	if err != nil {
+		return err
+	}
+	u, err := s.Registry.AppendUpload(c.Context(), c.actor, c.repo, id, ch)
+	if err != nil {
+		return err
+	}
+	s.progress(c, u)
+	c.w.WriteHeader(http.StatusAccepted)
+	return nil
+}
+
+func (s *server) putUpload(c *call) error {
+	id, ch, err := s.chunk(c)
+	if err != nil {
+		return err
+	}
+	want := digest.Digest(c.URL.Query().Get("digest"))
+	if c.ContentLength == 0 && c.Header.Get("Content-Range") == "" {
+		// Closing without a last piece: the client may use an older location.
+		ch.At = -1
+	}
+	d, err := s.Registry.FinishUpload(c.Context(), c.actor, c.repo, id, ch, want)
+	if err != nil {
+		return err
+	}
+	s.created(c, d.Digest)
+	return nil
+}
