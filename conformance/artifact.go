@@ -1,0 +1,332 @@
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+// An Artifact is one of our documents as an OCI artifact. The same documents
+// give the same bytes.
+type Artifact struct {
+	Descriptor ocispec.Descriptor
+	Manifest   []byte
+	Blobs      []Blob
+}
+
+// A Blob is content an artifact names.
+type Blob struct {
+	Descriptor ocispec.Descriptor
+	Data       []byte
+}
+
+// A Fetch returns the bytes of a manifest or blob with the digest checked.
+type Fetch func(ctx context.Context, desc ocispec.Descriptor) ([]byte, error)
+
+type part struct {
+	title, mediaType string
+	data             []byte
+}
+
+func newArtifact(artifactType string, subject *ocispec.Descriptor, parts []part) (*Artifact, error) {
+	config := ocispec.DescriptorEmptyJSON
+	config.Data = nil
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		ArtifactType: artifactType, Config: config, Subject: subject,
+	}
+	a := &Artifact{Blobs: []Blob{{config, ocispec.DescriptorEmptyJSON.Data}}}
+	for _, p := range parts {
+		d := ocispec.Descriptor{
+			MediaType: p.mediaType, Digest: digest.FromBytes(p.data), Size: int64(len(p.data)),
+			Annotations: map[string]string{ocispec.AnnotationTitle: p.title},
+		}
+		m.Layers = append(m.Layers, d)
+		a.Blobs = append(a.Blobs, Blob{d, p.data})
+	}
+	body, err := json.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	a.Manifest = body
+	a.Descriptor = ocispec.Descriptor{MediaType: m.MediaType, ArtifactType: artifactType, Digest: digest.FromBytes(body), Size: int64(len(body))}
+	return a, nil
+}
+
+// file returns the bytes of a part.
+func (a *Artifact) file(title string) []byte {
+	for _, b := range a.Blobs {
+		if b.Descriptor.Annotations[ocispec.AnnotationTitle] == title {
+			return b.Data
+		}
+	}
+	return nil
+}
+
+// readParts fetches the parts of an artifact of a type.
+func readParts(ctx context.Context, fetch Fetch, desc ocispec.Descriptor, artifactType string, titles ...string) (map[string][]byte, ocispec.Manifest, error) {
+	raw, err := fetch(ctx, desc)
+	if err != nil {
+		return nil, ocispec.Manifest{}, err
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return nil, m, fmt.Errorf("artifact %s: %w", desc.Digest, err)
+	}
+	if m.ArtifactType != artifactType {
+		return nil, m, fmt.Errorf("%s is of type %s, not %s", desc.Digest, m.ArtifactType, artifactType)
+	}
+	found := map[string]ocispec.Descriptor{}
+	for _, l := range m.Layers {
+		found[l.Annotations[ocispec.AnnotationTitle]] = l
+	}
+	out := map[string][]byte{}
+	for _, t := range titles {
+		l, ok := found[t]
+		if !ok {
+			return nil, m, fmt.Errorf("artifact %s has no %s", desc.Digest, t)
+		}
+		if out[t], err = fetch(ctx, l); err != nil {
+			return nil, m, fmt.Errorf("artifact %s: %s: %w", desc.Digest, t, err)
+		}
+	}
+	return out, m, nil
+}
+
+// Names of the parts of artifacts.
+const (
+	fileSuite        = "suite.json"
+	fileCriteria     = "criteria.json"
+	fileCases        = "cases.jsonl"
+	fileTensors      = "tensors.safetensors"
+	filePlan         = "plan.json"
+	fileReplay       = "replay.json"
+	fileObservations = "observations.jsonl"
+	fileReport       = "report.json"
+	fileReportHTML   = "report.html"
+	fileEnvironment  = "environment.json"
+)
+
+// Artifact renders the suite.
+func (s *Suite) Artifact() (*Artifact, error) {
+	if err := s.validate(); err != nil {
+		return nil, err
+	}
+	suite, err := attest.Marshal(s.Document)
+	if err != nil {
+		return nil, err
+	}
+	criteria, err := attest.Marshal(s.Criteria)
+	if err != nil {
+		return nil, err
+	}
+	cases, err := marshalLines(s.Cases)
+	if err != nil {
+		return nil, err
+	}
+	tensors, err := writeTensors(s.Tensors)
+	if err != nil {
+		return nil, err
+	}
+	return newArtifact(attest.SuiteType, nil, []part{
+		{fileSuite, attest.SuiteDocumentType, suite},
+		{fileCases, attest.CasesType, cases},
+		{fileTensors, attest.TensorsType, tensors},
+		{fileCriteria, attest.CriteriaType, criteria},
+	})
+}
+
+// ReadSuite fetches and checks a suite.
+func ReadSuite(ctx context.Context, fetch Fetch, desc ocispec.Descriptor) (*Suite, error) {
+	files, _, err := readParts(ctx, fetch, desc, attest.SuiteType, fileSuite, fileCriteria, fileCases, fileTensors)
+	if err != nil {
+		return nil, err
+	}
+	s := &Suite{}
+	if err := attest.Unmarshal(files[fileSuite], &s.Document); err != nil {
+		return nil, fmt.Errorf("%s: %w", fileSuite, err)
+	}
+	if err := attest.Unmarshal(files[fileCriteria], &s.Criteria); err != nil {
+		return nil, fmt.Errorf("%s: %w", fileCriteria, err)
+	}
+	if s.Cases, err = unmarshalLines[attest.Case](files[fileCases]); err != nil {
+		return nil, fmt.Errorf("%s: %w", fileCases, err)
+	}
+	if s.Tensors, err = readTensors(files[fileTensors], path.Base); err != nil {
+		return nil, err
+	}
+	return s, s.validate()
+}
+
+func marshalLines[T any](list []T) ([]byte, error) {
+	var b bytes.Buffer
+	for _, x := range list {
+		raw, err := attest.Marshal(x)
+		if err != nil {
+			return nil, err
+		}
+		b.Write(raw)
+		b.WriteByte('\n')
+	}
+	return b.Bytes(), nil
+}
+
+func unmarshalLines[T any](raw []byte) (list []T, err error) {
+	for n, line := range strings.Split(strings.TrimSuffix(string(raw), "\n"), "\n") {
+		if line == "" {
+			continue
+		}
+		var x T
+		if err := attest.Unmarshal([]byte(line), &x); err != nil {
+			return nil, fmt.Errorf("line %d: %w", n+1, err)
+		}
+		list = append(list, x)
+	}
+	return list, nil
+}
+
+// EnvironmentArtifact renders an environment document.
+func EnvironmentArtifact(e attest.Environment) (*Artifact, error) {
+	if err := e.Validate(); err != nil {
+		return nil, err
+	}
+	raw, err := attest.Marshal(e)
+	if err != nil {
+		return nil, err
+	}
+	return newArtifact(attest.EnvironmentType, nil, []part{{fileEnvironment, attest.EnvironmentDocument, raw}})
+}
+
+// ReadEnvironment fetches and checks an environment document.
+func ReadEnvironment(ctx context.Context, fetch Fetch, desc ocispec.Descriptor) (attest.Environment, error) {
+	var e attest.Environment
+	files, _, err := readParts(ctx, fetch, desc, attest.EnvironmentType, fileEnvironment)
+	if err != nil {
+		return e, err
+	}
+	if err := attest.Unmarshal(files[fileEnvironment], &e); err != nil {
+		return e, fmt.Errorf("%s: %w", fileEnvironment, err)
+	}
+	return e, e.Validate()
+}
+
+// A Replayed is a finished replay with everything a verdict follows from.
+type Replayed struct {
+	Suite        *Suite
+	Plan         attest.Plan
+	PlanDigest   digest.Digest
+	Environment  attest.Environment
+	Replay       attest.Replay
+	Observations []attest.Observation
+}
+
+// PlanArtifact renders a plan, attached to its model.
+func PlanArtifact(p attest.Plan, model ocispec.Descriptor) (*Artifact, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	raw, err := attest.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	return newArtifact(attest.PlanType, subject(model), []part{{filePlan, attest.PlanDocumentType, raw}})
+}
+
+func subject(d ocispec.Descriptor) *ocispec.Descriptor {
+	return &ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+}
+
+// Artifact renders a replay with its report, attached to its model.
+func (r *Replayed) Artifact(model ocispec.Descriptor) (*Artifact, error) {
+	report, err := Judge(r)
+	if err != nil {
+		return nil, err
+	}
+	replay, err := attest.Marshal(r.Replay)
+	if err != nil {
+		return nil, err
+	}
+	observations, err := marshalLines(r.Observations)
+	if err != nil {
+		return nil, err
+	}
+	environment, err := attest.Marshal(r.Environment)
+	if err != nil {
+		return nil, err
+	}
+	reportJSON, err := attest.Marshal(report)
+	if err != nil {
+		return nil, err
+	}
+	html, err := reportHTML(report)
+	if err != nil {
+		return nil, err
+	}
+	return newArtifact(attest.ReplayType, subject(model), []part{
+		{fileReplay, attest.ReplayDocumentType, replay},
+		{fileObservations, attest.ObservationsType, observations},
+		{fileEnvironment, attest.EnvironmentDocument, environment},
+		{fileReport, attest.ReportType, reportJSON},
+		{fileReportHTML, attest.ReportHTMLType, html},
+	})
+}
+
+// ReadReplayed fetches a replay and what it names: its plan, its suite, its
+// environment. kept is the report that was stored beside it.
+func ReadReplayed(ctx context.Context, fetch Fetch, desc ocispec.Descriptor, resolve func(context.Context, digest.Digest) (ocispec.Descriptor, error)) (r *Replayed, kept []byte, err error) {
+	files, m, err := readParts(ctx, fetch, desc, attest.ReplayType, fileReplay, fileObservations, fileEnvironment, fileReport)
+	if err != nil {
+		return nil, nil, err
+	}
+	r = &Replayed{}
+	if err := attest.Unmarshal(files[fileReplay], &r.Replay); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", fileReplay, err)
+	}
+	if r.Observations, err = unmarshalLines[attest.Observation](files[fileObservations]); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", fileObservations, err)
+	}
+	if err := attest.Unmarshal(files[fileEnvironment], &r.Environment); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", fileEnvironment, err)
+	}
+	if err := r.Replay.Validate(); err != nil {
+		return nil, nil, err
+	}
+	if r.PlanDigest, err = r.Replay.Plan.Digest.OCI(); err != nil {
+		return nil, nil, fmt.Errorf("plan: %w", err)
+	}
+	if model, err := r.Replay.Model.Digest.OCI(); err != nil || m.Subject == nil || m.Subject.Digest != model {
+		return nil, nil, fmt.Errorf("replay %s is attached to another model than it measured", desc.Digest)
+	}
+	planDesc, err := resolve(ctx, r.PlanDigest)
+	if err != nil {
+		return nil, nil, fmt.Errorf("plan %s: %w", r.PlanDigest, err)
+	}
+	planFiles, _, err := readParts(ctx, fetch, planDesc, attest.PlanType, filePlan)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := attest.Unmarshal(planFiles[filePlan], &r.Plan); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", filePlan, err)
+	}
+	suite, err := r.Plan.Suite.Digest.OCI()
+	if err != nil {
+		return nil, nil, fmt.Errorf("plan: suite: %w", err)
+	}
+	suiteDesc, err := resolve(ctx, suite)
+	if err != nil {
+		return nil, nil, fmt.Errorf("suite %s: %w", suite, err)
+	}
+	if r.Suite, err = ReadSuite(ctx, fetch, suiteDesc); err != nil {
+		return nil, nil, err
+	}
+	return r, files[fileReport], nil
+}

@@ -1,0 +1,459 @@
+package conformance
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"sort"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/assay-dev/assay/conformance/compare"
+	"github.com/assay-dev/assay/conformance/stats"
+	"github.com/assay-dev/assay/conformance/target"
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+// Judge computes the report of a replay. It is pure: the same suite, plan and
+// observations give the same report, to the byte, on every machine.
+//
+// The rules, in the order of their weight:
+//
+//   - REJECTED, when the environment is shown to differ: more claim cases flip
+//     than the plan allows; a border case flips that is no tie; a number is
+//     over its tolerance; an answer is none (an error under status 200, NaN,
+//     a wrong shape or type, a missing or extra output, another version). And
+//     when the record does not hold together: an observation that is
+//     incomplete, or one that is missing although the replay counted it.
+//   - INCONCLUSIVE, when the evidence does not reach: a case without an answer
+//     at its first attempt (whatever came of later ones), a replay that did not
+//     finish, a failed pre-flight, a plan that is not the suite's.
+//   - CERTIFIED otherwise. There is no other way to it.
+//
+// So whatever is taken out of a record, the verdict does not get better.
+func Judge(r *Replayed) (attest.Report, error) {
+	if err := r.Suite.validate(); err != nil {
+		return attest.Report{}, err
+	}
+	if err := r.Plan.Validate(); err != nil {
+		return attest.Report{}, err
+	}
+	protocol, ok := protocols[r.Plan.Target.Protocol]
+	if !ok {
+		return attest.Report{}, fmt.Errorf("protocol %q cannot be judged", r.Plan.Target.Protocol)
+	}
+	j := &judge{r: r, protocol: protocol, flips: map[[2]string]int{}, slices: map[string]*attest.SliceCount{}}
+	j.report = attest.Report{
+		Reasons: []string{}, EnvironmentName: r.Plan.EnvironmentName, Environment: r.Plan.Environment,
+		Model: r.Plan.Model, Suite: r.Plan.Suite, Criteria: r.Plan.Criteria,
+		Plan:  attest.ResourceOf(attest.PlanType, r.PlanDigest),
+		Flips: []attest.FlipCount{}, Slices: []attest.SliceCount{}, Errors: map[string]int{}, Examples: []attest.Example{},
+	}
+	for _, c := range r.Suite.Criteria.Outputs {
+		tol := attest.NumericSummary{Output: c.Output, Noise: stats.Format(r.Suite.Document.Reference.Noise[c.Output])}
+		j.numerics = append(j.numerics, numerics{summary: tol, criteria: c, tolerance: compare.Tolerance{
+			Absolute: math.Max(c.Absolute, float64(c.NoiseFactor*r.Suite.Document.Reference.Noise[c.Output])),
+			Relative: c.Relative,
+		}})
+	}
+	j.fits()
+	j.cases()
+	j.conclude()
+	return j.report, nil
+}
+
+type judge struct {
+	r        *Replayed
+	protocol target.Protocol
+	report   attest.Report
+
+	numerics []numerics
+	flips    map[[2]string]int
+	slices   map[string]*attest.SliceCount
+	flipped  int // claim cases
+
+	against []string // it differs
+	short   []string // the evidence does not reach
+}
+
+type numerics struct {
+	summary           attest.NumericSummary
+	criteria          attest.OutputCriteria
+	tolerance         compare.Tolerance
+	maxAbs, maxScaled float64
+}
+
+func (j *judge) differs(format string, a ...any) {
+	j.against = append(j.against, fmt.Sprintf(format, a...))
+}
+func (j *judge) fallsShort(format string, a ...any) {
+	j.short = append(j.short, fmt.Sprintf(format, a...))
+}
+func (j *judge) example(id, what, detail string) {
+	if len(j.report.Examples) < 10 {
+		j.report.Examples = append(j.report.Examples, attest.Example{Case: id, What: what, Detail: detail})
+	}
+}
+
+// fits: the parts belong together.
+func (j *judge) fits() {
+	r := j.r
+	if r.Plan.Cases != len(r.Suite.Cases) || r.Plan.Order != r.Suite.order() {
+		j.fallsShort("the plan is for another suite")
+	}
+	if a, err := r.Suite.Artifact(); err != nil || r.Plan.Suite.Digest["sha256"] != a.Descriptor.Digest.Encoded() ||
+		r.Plan.Criteria.Digest["sha256"] != digest.FromBytes(a.file(fileCriteria)).Encoded() {
+		j.fallsShort("the plan names another suite or other criteria")
+	}
+	for what, same := range map[string]bool{
+		"plan": sameDigest(r.Replay.Plan, r.PlanDigest), "model": equal(r.Replay.Model, r.Plan.Model), "environment": equal(r.Replay.Environment, r.Plan.Environment),
+	} {
+		if !same {
+			j.fallsShort("the replay is of another %s than was planned", what)
+		}
+	}
+	if r.Environment.Name != r.Plan.EnvironmentName || r.Environment.Target != r.Plan.Target {
+		j.fallsShort("the environment that was replayed is not the one that was planned")
+	}
+	if r.Replay.FinishedAt.IsZero() {
+		j.fallsShort("the replay did not finish")
+	}
+	if r.Replay.StartedAt.Before(r.Plan.PlannedAt) {
+		j.fallsShort("the replay began before its plan was made")
+	}
+	if len(r.Replay.Preflight) == 0 {
+		j.fallsShort("there was no pre-flight")
+	}
+	for _, c := range r.Replay.Preflight {
+		if !c.Passed {
+			j.fallsShort("pre-flight: %s: %s", c.Name, c.Detail)
+		}
+	}
+	if len(r.Observations) != r.Replay.Observations {
+		j.report.Cases.Damaged++
+		j.differs("the record does not hold together: the replay counted %d observations and there are %d", r.Replay.Observations, len(r.Observations))
+	}
+	sort.Strings(j.short)
+}
+
+func sameDigest(x attest.Resource, d digest.Digest) bool {
+	got, err := x.Digest.OCI()
+	return err == nil && got == d
+}
+
+func equal(a, b attest.Resource) bool {
+	d, err := a.Digest.OCI()
+	return err == nil && sameDigest(b, d)
+}
+
+// cases looks at each case, in the suite's order.
+func (j *judge) cases() {
+	byCase := map[string][]attest.Observation{}
+	for _, o := range j.r.Observations {
+		byCase[o.Case] = append(byCase[o.Case], o)
+	}
+	count := &j.report.Cases
+	for _, c := range j.r.Suite.Cases {
+		if c.Stratum == attest.StratumBorder {
+			count.Border++
+		} else {
+			count.Claim++
+		}
+		list := byCase[c.ID]
+		delete(byCase, c.ID)
+		slices.SortStableFunc(list, func(a, b attest.Observation) int { return cmp.Compare(a.Attempt, b.Attempt) })
+		if len(list) == 0 {
+			count.Missing++
+			continue
+		}
+		if len(list) > 1 {
+			count.Retried++
+		}
+		if err := whole(c, list); err != nil {
+			count.Damaged++
+			j.example(c.ID, "damaged record", err.Error())
+			continue
+		}
+		j.first(c, list[0])
+	}
+	for _, id := range slices.Sorted(maps.Keys(byCase)) {
+		count.Damaged++
+		j.example(id, "damaged record", "there is no such case")
+	}
+}
+
+// whole checks that the attempts at a case hold together.
+func whole(c attest.Case, list []attest.Observation) error {
+	for i, o := range list {
+		if err := o.Validate(); err != nil {
+			return err
+		}
+		if o.Attempt != i+1 {
+			return fmt.Errorf("attempt %d is missing", i+1)
+		}
+		if o.Request != c.Request {
+			return fmt.Errorf("attempt %d sent other bytes than the golden input", o.Attempt)
+		}
+	}
+	return nil
+}
+
+// first judges the first attempt at a case.
+func (j *judge) first(c attest.Case, o attest.Observation) {
+	q, _, golden := j.r.Suite.question(c, j.r.Plan.Target)
+	if o.Error != nil {
+		j.report.Cases.Failed++
+		j.report.Errors[o.Error.Class]++
+		j.example(c.ID, o.Error.Class, o.Error.Message)
+		return
+	}
+	a, err := j.protocol.Decode(q, o.Status, o.Response)
+	var wrong *target.Wrong
+	switch {
+	case errors.As(err, &wrong) && wrong.Class == "http":
+		j.report.Cases.Failed++
+		j.report.Errors[wrong.Class]++
+		j.example(c.ID, wrong.Class, wrong.Message)
+		return
+	case err != nil:
+		j.wrong(c, cmp.Or(classOf(wrong), "malformed"), err.Error())
+		return
+	}
+	for i := range golden {
+		n := slices.IndexFunc(j.numerics, func(n numerics) bool { return n.criteria.Output == golden[i].Name })
+		tol := compare.Tolerance{}
+		if n >= 0 {
+			tol = j.numerics[n].tolerance
+		}
+		d := compare.Tensors(golden[i], a.Outputs[i], tol)
+		if d.Broken != "" {
+			j.wrong(c, "not-comparable", d.Broken)
+			return
+		}
+		if n < 0 {
+			continue // an output that the criteria do not speak of
+		}
+		s := &j.numerics[n]
+		j.report.Cases.Elements += d.Elements
+		s.summary.Elements += d.Elements
+		s.summary.Exceeding += d.Exceeding
+		s.summary.BitsDiffer += d.BitsDiffer
+		s.maxAbs, s.maxScaled = math.Max(s.maxAbs, d.MaxAbs), math.Max(s.maxScaled, d.MaxScaled)
+	}
+	for _, n := range j.numerics {
+		want, distance, err1 := decide(n.criteria, golden)
+		got, _, err2 := decide(n.criteria, a.Outputs)
+		if err := errors.Join(err1, err2); err != nil {
+			j.wrong(c, "not-comparable", err.Error())
+			return
+		}
+		j.decision(c, n, want, got, distance)
+	}
+	j.report.Cases.Compared++
+}
+
+func classOf(w *target.Wrong) string {
+	if w == nil {
+		return ""
+	}
+	return w.Class
+}
+
+func (j *judge) wrong(c attest.Case, class, detail string) {
+	j.report.Cases.Wrong++
+	j.report.Errors[class]++
+	j.example(c.ID, class, detail)
+}
+
+func (j *judge) decision(c attest.Case, n numerics, want, got int, distance float64) {
+	flip := want != got
+	if c.Stratum == attest.StratumBorder {
+		switch {
+		case flip && distance <= n.tolerance.Absolute:
+			j.report.Border.Ties++
+		case flip:
+			j.report.Border.Flips++
+			j.example(c.ID, "border case flips", n.criteria.Decision.Labels[want]+" becomes "+n.criteria.Decision.Labels[got])
+		}
+		return
+	}
+	for _, k := range slices.Sorted(maps.Keys(c.Slice)) {
+		name := k + "=" + c.Slice[k]
+		s := j.slices[name]
+		if s == nil {
+			s = &attest.SliceCount{Slice: name}
+			j.slices[name] = s
+		}
+		s.Cases++
+		if flip {
+			s.Flips++
+		}
+	}
+	if flip {
+		j.flipped++
+		from, to := n.criteria.Decision.Labels[want], n.criteria.Decision.Labels[got]
+		j.flips[[2]string{from, to}]++
+		j.example(c.ID, "decision flips", from+" becomes "+to)
+	}
+}
+
+// conclude turns counts into a verdict.
+func (j *judge) conclude() {
+	r, plan := &j.report, j.r.Suite.Criteria.Plan
+	for _, k := range slices.SortedFunc(maps.Keys(j.flips), func(a, b [2]string) int {
+		return cmp.Or(cmp.Compare(j.flips[b], j.flips[a]), cmp.Compare(a[0], b[0]), cmp.Compare(a[1], b[1]))
+	}) {
+		r.Flips = append(r.Flips, attest.FlipCount{From: k[0], To: k[1], Cases: j.flips[k]})
+	}
+	for _, k := range slices.Sorted(maps.Keys(j.slices)) {
+		r.Slices = append(r.Slices, *j.slices[k])
+	}
+	exceeding := 0
+	for i := range j.numerics {
+		n := &j.numerics[i]
+		n.summary.MaxAbsolute, n.summary.MaxScaled = stats.Format(n.maxAbs), stats.Format(n.maxScaled)
+		n.summary.Tolerance = stats.Format(n.tolerance.Absolute)
+		exceeding += n.summary.Exceeding
+		r.Numerics = append(r.Numerics, n.summary)
+	}
+	c := r.Cases
+	answered := c.Claim - (c.Missing + c.Failed + c.Wrong + c.Damaged)
+	bound := stats.UpperBound(j.flipped, max(answered, 0), plan.Alpha)
+
+	if c.Damaged > 0 && len(j.against) == 0 {
+		j.differs("the record of %d cases does not hold together", c.Damaged)
+	}
+	if j.flipped > plan.Allowed {
+		j.differs("%d of %d decisions flip, %d are allowed", j.flipped, c.Claim, plan.Allowed)
+	}
+	if r.Border.Flips > 0 {
+		j.differs("%d of %d border cases flip", r.Border.Flips, c.Border)
+	}
+	if c.Wrong > 0 {
+		j.differs("%d of %d answers are no answers to the question (%s)", c.Wrong, c.Claim+c.Border, classes(r.Errors))
+	}
+	if exceeding > 0 {
+		j.differs("%d of %d numbers are further from the reference than their tolerance", exceeding, c.Elements)
+	}
+	if n := c.Missing + c.Failed; n > 0 {
+		j.fallsShort("%d of %d cases got no answer at the first attempt%s", n, c.Claim+c.Border, inBrackets(classes(r.Errors)))
+	}
+	if c.Compared == 0 {
+		j.fallsShort("nothing was compared")
+	}
+	switch {
+	case len(j.against) > 0:
+		r.Verdict, r.Reasons = attest.Rejected, append(j.against, j.short...)
+	case len(j.short) > 0:
+		r.Verdict, r.Reasons = attest.Inconclusive, j.short
+	default:
+		r.Verdict = attest.Certified
+	}
+	metric := func(name, threshold, value string, n int, passed bool) {
+		r.Metrics = append(r.Metrics, attest.Metric{Name: name, Comparator: "<=", Threshold: threshold, Value: value, SampleSize: n, Passed: passed})
+	}
+	metric("decision flips", fmt.Sprint(plan.Allowed), fmt.Sprint(j.flipped), c.Claim, j.flipped <= plan.Allowed)
+	metric("upper bound on the flip rate", stats.Format(plan.Margin), stats.Format(bound), max(answered, 0), bound <= plan.Margin)
+	metric("border cases that flip", "0", fmt.Sprint(r.Border.Flips), c.Border, r.Border.Flips == 0)
+	metric("cases without a comparable answer", "0", fmt.Sprint(c.Missing+c.Failed+c.Wrong+c.Damaged), c.Claim+c.Border, c.Missing+c.Failed+c.Wrong+c.Damaged == 0)
+	for _, n := range j.numerics {
+		metric("largest difference of "+n.summary.Output+" as a share of its tolerance", "1", n.summary.MaxScaled, n.summary.Elements, n.summary.Elements > 0 && n.summary.Exceeding == 0)
+	}
+	r.Power = attest.OperatingCharacteristics{
+		Margin: stats.Format(plan.Margin), Alpha: stats.Format(plan.Alpha), Planned: plan.N, Allowed: plan.Allowed, Observed: j.flipped,
+		UpperBound: stats.Format(bound), Beta: stats.Format(plan.Beta), DetectableRate: stats.Format(stats.Detectable(plan.N, plan.Allowed, plan.Beta)),
+	}
+	// CERTIFIED needs every metric: the rules above and the metrics must not
+	// drift apart.
+	for _, m := range r.Metrics {
+		if !m.Passed && r.Verdict == attest.Certified {
+			r.Verdict = attest.Inconclusive
+			r.Reasons = append(r.Reasons, fmt.Sprintf("%s is %s, at most %s is allowed", m.Name, m.Value, m.Threshold))
+		}
+	}
+	r.Difference = j.words()
+	r.Claim = j.claim(bound)
+}
+
+func percent(x float64) string { return stats.Format(float64(x*100)) + " %" }
+
+// claim is the result in one sentence.
+func (j *judge) claim(bound float64) string {
+	plan, reference := j.r.Suite.Criteria.Plan, j.r.Suite.Document.Model.Digest["sha256"]
+	if len(reference) > 12 {
+		reference = reference[:12]
+	}
+	against := fmt.Sprintf("the reference recorded from sha256:%s", reference)
+	switch j.report.Verdict {
+	case attest.Certified:
+		return fmt.Sprintf("at most %s of decisions differ from %s, with %s confidence: %d of %d observed to flip",
+			percent(plan.Margin), against, percent(1-plan.Alpha), j.flipped, j.report.Cases.Claim)
+	case attest.Rejected:
+		return fmt.Sprintf("not equivalent to %s: %s", against, j.report.Reasons[0])
+	}
+	return fmt.Sprintf("no claim can be made against %s: %s", against, j.report.Reasons[0])
+}
+
+// words says what is different.
+func (j *judge) words() string {
+	r := &j.report
+	var parts []string
+	if j.flipped > 0 {
+		most := r.Flips[0]
+		if len(r.Flips) == 1 {
+			parts = append(parts, fmt.Sprintf("%d of %d decisions flip, all of them to %s", j.flipped, r.Cases.Claim, most.To))
+		} else if n := to(r.Flips, most.To); n > most.Cases || j.r.Suite.Criteria.Outputs[0].Decision.Kind == attest.DecideThreshold {
+			parts = append(parts, fmt.Sprintf("%d of %d decisions flip, %d of them to %s", j.flipped, r.Cases.Claim, n, most.To))
+		} else {
+			parts = append(parts, fmt.Sprintf("%d of %d decisions flip, most often from %s to %s (%d)", j.flipped, r.Cases.Claim, most.From, most.To, most.Cases))
+		}
+	}
+	if n := r.Cases.Wrong; n > 0 {
+		parts = append(parts, fmt.Sprintf("%d answers are none (%s)", n, classes(r.Errors)))
+	}
+	if n := r.Cases.Missing + r.Cases.Failed; n > 0 {
+		parts = append(parts, fmt.Sprintf("%d cases got no answer", n))
+	}
+	if len(parts) == 0 {
+		parts = append(parts, "no decision flips")
+	}
+	for _, n := range r.Numerics {
+		switch {
+		case n.Elements == 0:
+		case n.BitsDiffer == 0:
+			parts = append(parts, fmt.Sprintf("%s is the same to the bit", n.Output))
+		default:
+			parts = append(parts, fmt.Sprintf("%s differs by at most %s (tolerance %s)", n.Output, n.MaxAbsolute, n.Tolerance))
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// to counts the flips to one decision.
+func to(flips []attest.FlipCount, label string) (n int) {
+	for _, f := range flips {
+		if f.To == label {
+			n += f.Cases
+		}
+	}
+	return n
+}
+
+func classes(errors map[string]int) string {
+	var list []string
+	for _, k := range slices.Sorted(maps.Keys(errors)) {
+		list = append(list, fmt.Sprintf("%s: %d", k, errors[k]))
+	}
+	return strings.Join(list, ", ")
+}
+
+func inBrackets(s string) string {
+	if s == "" {
+		return ""
+	}
+	return " (" + s + ")"
+}

@@ -1,0 +1,89 @@
+package conformance
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/assay-dev/assay/conformance/compare"
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+// Golden numbers are kept as bits, in the safetensors format: "8 bytes N, an
+// unsigned little-endian 64-bit integer, the size of the header; N bytes, a
+// JSON string; the rest, byte buffer" (https://github.com/huggingface/safetensors).
+
+// The element types, in the words of the Open Inference Protocol and of
+// safetensors.
+var safetensorTypes = map[string]string{"FP32": "F32", "FP64": "F64"}
+
+type safetensor struct {
+	Dtype   string   `json:"dtype"`
+	Shape   []int64  `json:"shape"`
+	Offsets [2]int64 `json:"data_offsets"`
+}
+
+// writeTensors renders tensors under their keys, in the order of the keys.
+func writeTensors(tensors map[string]compare.Tensor) ([]byte, error) {
+	header := map[string]safetensor{}
+	var data []byte
+	for _, k := range slices.Sorted(maps.Keys(tensors)) {
+		t := tensors[k]
+		dtype, ok := safetensorTypes[t.Datatype]
+		if !ok {
+			return nil, fmt.Errorf("tensor %s: datatype %q cannot be stored", k, t.Datatype)
+		}
+		begin := int64(len(data))
+		data = append(data, t.Bits...)
+		header[k] = safetensor{dtype, t.Shape, [2]int64{begin, int64(len(data))}}
+	}
+	raw, err := json.Marshal(header) // keys in order
+	if err != nil {
+		return nil, err
+	}
+	for len(raw)%8 != 0 {
+		raw = append(raw, ' ') // "the header may be padded with spaces"
+	}
+	out := binary.LittleEndian.AppendUint64(nil, uint64(len(raw)))
+	return append(append(out, raw...), data...), nil
+}
+
+// readTensors is the reverse. name gives a tensor its name from its key.
+func readTensors(raw []byte, name func(key string) string) (map[string]compare.Tensor, error) {
+	if len(raw) < 8 {
+		return nil, fmt.Errorf("tensors: %d bytes are no safetensors file", len(raw))
+	}
+	n := binary.LittleEndian.Uint64(raw)
+	if n > uint64(len(raw)-8) {
+		return nil, fmt.Errorf("tensors: the header has %d bytes and the file %d", n, len(raw))
+	}
+	head, data := bytes.TrimRight(raw[8:8+n], " "), raw[8+n:]
+	if err := attest.CheckJSON(head); err != nil {
+		return nil, fmt.Errorf("tensors: header: %w", err)
+	}
+	var header map[string]safetensor
+	if err := json.Unmarshal(head, &header); err != nil {
+		return nil, fmt.Errorf("tensors: header: %w", err)
+	}
+	out := map[string]compare.Tensor{}
+	for k, h := range header {
+		t := compare.Tensor{Name: name(k), Shape: h.Shape}
+		for oip, st := range safetensorTypes {
+			if st == h.Dtype {
+				t.Datatype = oip
+			}
+		}
+		if h.Offsets[0] < 0 || h.Offsets[1] < h.Offsets[0] || h.Offsets[1] > int64(len(data)) {
+			return nil, fmt.Errorf("tensors: %s: offsets %v lie outside the file", k, h.Offsets)
+		}
+		t.Bits = data[h.Offsets[0]:h.Offsets[1]]
+		if _, err := t.Values(); err != nil {
+			return nil, fmt.Errorf("tensors: %s: %w", k, err)
+		}
+		out[k] = t
+	}
+	return out, nil
+}

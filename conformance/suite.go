@@ -1,0 +1,471 @@
+// Package conformance measures whether a model behaves in an environment as
+// it does in the reference environment, and says so with an error rate.
+//
+// The claim is equivalence with a stated margin, never "no difference was
+// found". It is made in steps that are kept apart: a golden [Suite] is
+// recorded once ([Record]); a plan is written down before the first request
+// ([NewPlan]); [Replay] only observes, and keeps every attempt as it was on
+// the wire; [Judge] is a pure function of suite, plan and observations, so
+// anybody can make the verdict again, offline, to the same bytes; [Certify]
+// judges again and states the outcome.
+package conformance
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/assay-dev/assay/conformance/compare"
+	"github.com/assay-dev/assay/conformance/stats"
+	"github.com/assay-dev/assay/conformance/target"
+	"github.com/assay-dev/assay/conformance/target/oip"
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+// protocols are those that can be judged, by their name in documents.
+var protocols = map[string]target.Protocol{oip.Name: oip.Protocol{}}
+
+// Open connects to the target an environment document names.
+func Open(t attest.Target) (target.Target, error) {
+	if t.Protocol != oip.Name {
+		return nil, fmt.Errorf("protocol %q is not known; use %s", t.Protocol, oip.Name)
+	}
+	return oip.New(t)
+}
+
+// A Suite is golden inputs and what the reference answered.
+type Suite struct {
+	Document attest.Suite
+	Criteria attest.Criteria
+	Cases    []attest.Case
+	Tensors  map[string]compare.Tensor // by the names of attest.Case
+}
+
+// A Candidate is an input from which cases are drawn: a line of a file of
+// cases.
+type Candidate struct {
+	ID     string                     `json:"id"`
+	Inputs map[string]CandidateTensor `json:"inputs"`
+	Label  string                     `json:"label,omitempty"`
+	Slice  map[string]string          `json:"slice,omitempty"`
+}
+
+// A CandidateTensor is an input tensor, written as numbers.
+type CandidateTensor struct {
+	Datatype string        `json:"datatype"`
+	Shape    []int64       `json:"shape"`
+	Data     []json.Number `json:"data"`
+}
+
+// ReadCandidates reads a file of cases (JSON lines), strictly.
+func ReadCandidates(r io.Reader) ([]Candidate, error) {
+	var list []Candidate
+	seen := map[string]bool{}
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, attest.MaxDocument)
+	for n := 1; lines.Scan(); n++ {
+		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+			continue
+		}
+		var c Candidate
+		if err := attest.Unmarshal(lines.Bytes(), &c); err != nil {
+			return nil, fmt.Errorf("cases, line %d: %w", n, err)
+		}
+		switch {
+		case c.ID == "" || strings.ContainsAny(c.ID, "/\n"):
+			return nil, fmt.Errorf("cases, line %d: id %q is empty or has a slash in it", n, c.ID)
+		case seen[c.ID]:
+			return nil, fmt.Errorf("cases, line %d: id %q is used twice", n, c.ID)
+		case len(c.Inputs) == 0:
+			return nil, fmt.Errorf("cases, line %d: case %s has no inputs", n, c.ID)
+		}
+		seen[c.ID] = true
+		list = append(list, c)
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("cases: %w", err)
+	}
+	if len(list) == 0 {
+		return nil, errors.New("cases: there are none in the file")
+	}
+	return list, nil
+}
+
+func (t CandidateTensor) tensor(name string) (compare.Tensor, error) {
+	out := compare.Tensor{Name: name, Datatype: t.Datatype, Shape: t.Shape}
+	for i, n := range t.Data {
+		v, err := n.Float64()
+		if err != nil {
+			return out, fmt.Errorf("input %s: element %d: %w", name, i, err)
+		}
+		switch t.Datatype {
+		case "FP32":
+			// The golden input is the nearest FP32: that is what is stored,
+			// as bits, and sent.
+			out.Bits = binary.LittleEndian.AppendUint32(out.Bits, math.Float32bits(float32(v)))
+		case "FP64":
+			out.Bits = binary.LittleEndian.AppendUint64(out.Bits, math.Float64bits(v))
+		default:
+			return out, fmt.Errorf("input %s: datatype %q cannot be replayed; use FP32 or FP64", name, t.Datatype)
+		}
+	}
+	_, err := out.Values()
+	return out, err
+}
+
+// RecordOptions say what to record.
+type RecordOptions struct {
+	Name               string
+	Model              attest.Resource // what the reference serves
+	Target             attest.Target
+	Candidates         []Candidate
+	Claim, Border      int
+	Criteria           attest.Criteria // Outputs[0].Decision is what border cases are near to
+	DataClassification string
+	Clock              func() time.Time
+	Progress           func(done int) // called after each request
+}
+
+// Requests is how many requests Record makes, for progress.
+func (o RecordOptions) Requests() int { return len(o.Candidates) + 3*(o.Claim+o.Border) }
+
+// batchSize is how many cases are asked together to see whether a batch
+// changes the answers.
+const batchSize = 8
+
+// Record draws a suite from the candidates and records what the reference
+// answers: Claim cases at random (seeded by the candidates themselves, so
+// that it can be done again), and of the rest the Border ones that lie
+// nearest to the decision. Then it measures the reference's noise floor:
+// every case is asked again, with each input moved by one unit in the last
+// place, and in batches with others.
+func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, error) {
+	if opt.Claim <= 0 || opt.Border < 0 {
+		return nil, errors.New("a suite needs claim cases")
+	}
+	if len(opt.Candidates) < opt.Claim+opt.Border {
+		return nil, fmt.Errorf("%d cases are asked for (%d claim, %d border) and the file has %d", opt.Claim+opt.Border, opt.Claim, opt.Border, len(opt.Candidates))
+	}
+	d, err := tg.Describe(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("the reference: %w", err)
+	}
+	if len(d.Inputs) == 0 || len(d.Outputs) == 0 {
+		return nil, fmt.Errorf("the reference does not say what the inputs and outputs of %s are", opt.Target.Model)
+	}
+	rec := &recorder{ctx: ctx, tg: tg, opt: opt}
+	for _, o := range d.Outputs {
+		rec.outputs = append(rec.outputs, o.Name)
+	}
+	s := &Suite{Criteria: opt.Criteria, Tensors: map[string]compare.Tensor{}}
+	s.Document = attest.Suite{
+		Name: opt.Name, Model: opt.Model, Protocol: opt.Target.Protocol, DataClassification: opt.DataClassification,
+		Claim: opt.Claim, Border: opt.Border, CreatedAt: opt.Clock().UTC(),
+		Reference: attest.Reference{
+			ServedModel: d.Model, ServedVersion: opt.Target.Version, Platform: d.Platform, RecordedAt: opt.Clock().UTC(),
+			Noise: map[string]float64{}, Perturbations: []string{"asked again", "inputs moved by one unit in the last place", fmt.Sprintf("in batches of %d", batchSize)},
+			Measured: opt.Claim + opt.Border,
+		},
+	}
+	for _, i := range d.Inputs {
+		s.Document.Inputs = append(s.Document.Inputs, attest.TensorSpec(i))
+	}
+	for _, o := range d.Outputs {
+		s.Document.Outputs = append(s.Document.Outputs, attest.TensorSpec(o))
+	}
+
+	type asked struct {
+		Candidate
+		inputs, outputs []compare.Tensor
+		distance        float64
+		request         []byte
+	}
+	all := make([]asked, len(opt.Candidates))
+	for i, c := range opt.Candidates {
+		a := asked{Candidate: c}
+		for _, spec := range s.Document.Inputs {
+			in, ok := c.Inputs[spec.Name]
+			if !ok || len(c.Inputs) != len(s.Document.Inputs) {
+				return nil, fmt.Errorf("case %s: its inputs are not those of the model (%s is needed)", c.ID, spec.Name)
+			}
+			t, err := in.tensor(spec.Name)
+			if err != nil {
+				return nil, fmt.Errorf("case %s: %w", c.ID, err)
+			}
+			a.inputs = append(a.inputs, t)
+		}
+		if a.request, a.outputs, err = rec.ask(c.ID, a.inputs); err != nil {
+			return nil, fmt.Errorf("the reference, case %s: %w", c.ID, err)
+		}
+		if _, a.distance, err = decide(opt.Criteria.Outputs[0], a.outputs); err != nil {
+			return nil, fmt.Errorf("the reference, case %s: %w", c.ID, err)
+		}
+		all[i] = a
+	}
+
+	// The order of the draw follows from the inputs alone.
+	seed := sha256.New()
+	for _, a := range all {
+		seed.Write(a.request)
+	}
+	rng := rand.New(rand.NewChaCha8([32]byte(seed.Sum(nil))))
+	rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	claim, rest := all[:opt.Claim], all[opt.Claim:]
+	slices.SortStableFunc(rest, func(a, b asked) int {
+		return cmp.Or(cmp.Compare(a.distance, b.distance), strings.Compare(a.ID, b.ID))
+	})
+	chosen := append(slices.Clone(claim), rest[:opt.Border]...)
+	border := map[string]bool{}
+	for _, a := range rest[:opt.Border] {
+		border[a.ID] = true
+	}
+	slices.SortFunc(chosen, func(a, b asked) int { return strings.Compare(a.ID, b.ID) })
+
+	for _, a := range chosen {
+		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Slice: a.Slice, Request: string(digest.FromBytes(a.request))}
+		if border[a.ID] {
+			c.Stratum = attest.StratumBorder
+		}
+		for _, t := range a.inputs {
+			s.Tensors[c.InputTensor(t.Name)] = t
+		}
+		for _, t := range a.outputs {
+			s.Tensors[c.OutputTensor(t.Name)] = t
+		}
+		s.Cases = append(s.Cases, c)
+	}
+
+	// The noise floor.
+	for _, name := range rec.outputs {
+		s.Document.Reference.Noise[name] = 0
+	}
+	note := func(want, got []compare.Tensor) error {
+		for i := range want {
+			diff := compare.Tensors(want[i], got[i], compare.Tolerance{})
+			if diff.Broken != "" {
+				return errors.New(diff.Broken)
+			}
+			s.Document.Reference.Noise[want[i].Name] = math.Max(s.Document.Reference.Noise[want[i].Name], diff.MaxAbs)
+		}
+		return nil
+	}
+	for _, a := range chosen {
+		for _, inputs := range [][]compare.Tensor{a.inputs, nudged(a.inputs)} {
+			_, got, err := rec.ask(a.ID, inputs)
+			if err == nil {
+				err = note(a.outputs, got)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("noise floor of the reference, case %s: %w", a.ID, err)
+			}
+		}
+	}
+	for i := 0; i < len(chosen); i += batchSize {
+		batch := chosen[i:min(i+batchSize, len(chosen))]
+		var inputs [][]compare.Tensor
+		for _, a := range batch {
+			inputs = append(inputs, a.inputs)
+		}
+		answers, err := rec.askBatch(inputs)
+		for j := 0; err == nil && j < len(batch); j++ {
+			err = note(batch[j].outputs, answers[j])
+		}
+		if err != nil {
+			return nil, fmt.Errorf("noise floor of the reference, in a batch: %w", err)
+		}
+	}
+	if err := s.validate(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+type recorder struct {
+	ctx     context.Context
+	tg      target.Target
+	opt     RecordOptions
+	outputs []string
+}
+
+// ask asks one question and takes nothing but an answer.
+func (r *recorder) ask(id string, inputs []compare.Tensor) (request []byte, outputs []compare.Tensor, err error) {
+	request, err = r.tg.Encode(id, inputs, r.outputs)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(r.ctx, 30*time.Second)
+	defer cancel()
+	x := r.tg.Send(ctx, request)
+	if x.Failure != nil {
+		return nil, nil, x.Failure
+	}
+	a, err := r.tg.Decode(target.Question{ID: id, Model: r.opt.Target.Model, Version: r.opt.Target.Version, Outputs: r.outputs}, x.Status, x.Response)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r.opt.Progress != nil {
+		r.opt.Progress(1)
+	}
+	return request, a.Outputs, nil
+}
+
+// askBatch asks several questions in one request and takes the answer apart.
+func (r *recorder) askBatch(inputs [][]compare.Tensor) ([][]compare.Tensor, error) {
+	joined := slices.Clone(inputs[0])
+	for i := range joined {
+		joined[i].Bits, joined[i].Shape = nil, slices.Clone(joined[i].Shape)
+		joined[i].Shape[0] = 0
+		for _, in := range inputs {
+			joined[i].Bits = append(joined[i].Bits, in[i].Bits...)
+			joined[i].Shape[0] += in[i].Shape[0]
+		}
+	}
+	_, out, err := r.ask("batch", joined)
+	if err != nil {
+		return nil, err
+	}
+	if r.opt.Progress != nil {
+		r.opt.Progress(len(inputs) - 1)
+	}
+	answers := make([][]compare.Tensor, len(inputs))
+	for _, t := range out {
+		if len(t.Shape) == 0 || t.Shape[0] != int64(len(inputs)) {
+			return nil, fmt.Errorf("output %s has shape %v for %d questions", t.Name, t.Shape, len(inputs))
+		}
+		row := len(t.Bits) / len(inputs)
+		for i := range answers {
+			one := t
+			one.Shape = slices.Clone(t.Shape)
+			one.Shape[0] = 1
+			one.Bits = t.Bits[i*row : (i+1)*row]
+			answers[i] = append(answers[i], one)
+		}
+	}
+	return answers, nil
+}
+
+// nudged moves every element by one unit in the last place, away from zero.
+func nudged(inputs []compare.Tensor) []compare.Tensor {
+	out := slices.Clone(inputs)
+	for i, t := range out {
+		bits := bytes.Clone(t.Bits)
+		if t.Datatype == "FP32" {
+			for j := 0; j < len(bits); j += 4 {
+				u := binary.LittleEndian.Uint32(bits[j:])
+				if v := math.Float32frombits(u + 1); u<<1 != 0 && !math.IsInf(float64(v), 0) {
+					binary.LittleEndian.PutUint32(bits[j:], u+1)
+				}
+			}
+		} else {
+			for j := 0; j < len(bits); j += 8 {
+				u := binary.LittleEndian.Uint64(bits[j:])
+				if v := math.Float64frombits(u + 1); u<<1 != 0 && !math.IsInf(v, 0) {
+					binary.LittleEndian.PutUint64(bits[j:], u+1)
+				}
+			}
+		}
+		out[i].Bits = bits
+	}
+	return out
+}
+
+// decide turns outputs into a decision: its index among the labels, and how
+// far it is from being another one.
+func decide(c attest.OutputCriteria, outputs []compare.Tensor) (decision int, distance float64, err error) {
+	i := slices.IndexFunc(outputs, func(t compare.Tensor) bool { return t.Name == c.Output })
+	if i < 0 {
+		return 0, 0, fmt.Errorf("output %q, which decides, is missing", c.Output)
+	}
+	values, err := outputs[i].Values()
+	if err != nil {
+		return 0, 0, err
+	}
+	if c.Decision.Kind == attest.DecideThreshold {
+		return compare.Threshold(values, c.Decision.Index, c.Decision.Threshold)
+	}
+	if len(values) != len(c.Decision.Labels) {
+		return 0, 0, fmt.Errorf("output %q has %d elements for %d labels", c.Output, len(values), len(c.Decision.Labels))
+	}
+	return compare.Label(values)
+}
+
+// validate checks that the parts of a suite fit together.
+func (s *Suite) validate() error {
+	if err := s.Document.Validate(); err != nil {
+		return err
+	}
+	if err := s.Criteria.Validate(); err != nil {
+		return err
+	}
+	p := s.Criteria.Plan
+	if !stats.Keeps(p.N, p.Allowed, p.Margin, p.Alpha) {
+		return fmt.Errorf("criteria: %d of %d allowed does not exclude a rate of %v with alpha %v", p.Allowed, p.N, p.Margin, p.Alpha)
+	}
+	if p.N != s.Document.Claim {
+		return fmt.Errorf("criteria: the plan is for %d cases and the suite has %d claim cases", p.N, s.Document.Claim)
+	}
+	counts := map[string]int{}
+	last := ""
+	for _, c := range s.Cases {
+		counts[c.Stratum]++
+		if c.ID <= last {
+			return fmt.Errorf("suite: case %q is out of order or there twice", c.ID)
+		}
+		last = c.ID
+		for _, i := range s.Document.Inputs {
+			if _, ok := s.Tensors[c.InputTensor(i.Name)]; !ok {
+				return fmt.Errorf("suite: case %s has no input %s", c.ID, i.Name)
+			}
+		}
+		for _, o := range s.Document.Outputs {
+			if _, ok := s.Tensors[c.OutputTensor(o.Name)]; !ok {
+				return fmt.Errorf("suite: case %s has no golden output %s", c.ID, o.Name)
+			}
+		}
+	}
+	if counts[attest.StratumClaim] != s.Document.Claim || counts[attest.StratumBorder] != s.Document.Border || len(s.Cases) != s.Document.Claim+s.Document.Border {
+		return fmt.Errorf("suite: it says %d claim and %d border cases and has %v", s.Document.Claim, s.Document.Border, counts)
+	}
+	for _, c := range s.Criteria.Outputs {
+		if !slices.ContainsFunc(s.Document.Outputs, func(o attest.TensorSpec) bool { return o.Name == c.Output }) {
+			return fmt.Errorf("criteria: the suite has no output %q", c.Output)
+		}
+	}
+	return nil
+}
+
+// question returns what a case asks.
+func (s *Suite) question(c attest.Case, t attest.Target) (q target.Question, inputs, golden []compare.Tensor) {
+	q = target.Question{ID: c.ID, Model: t.Model, Version: t.Version}
+	for _, i := range s.Document.Inputs {
+		inputs = append(inputs, s.Tensors[c.InputTensor(i.Name)])
+	}
+	for _, o := range s.Document.Outputs {
+		q.Outputs = append(q.Outputs, o.Name)
+		golden = append(golden, s.Tensors[c.OutputTensor(o.Name)])
+	}
+	return q, inputs, golden
+}
+
+// order is the digest of the list of case ids in the order they are sent.
+func (s *Suite) order() string {
+	h := sha256.New()
+	for _, c := range s.Cases {
+		io.WriteString(h, c.ID+"\n")
+	}
+	return string(digest.NewDigest(digest.SHA256, h))
+}

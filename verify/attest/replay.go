@@ -1,0 +1,209 @@
+package attest
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A Plan is written down, pushed and so logged before the first request of a
+// replay: what will be asked of whom, and how the answers will be judged.
+type Plan struct {
+	Model           Resource  `json:"model"`
+	Suite           Resource  `json:"suite"`
+	Criteria        Resource  `json:"criteria"`
+	EnvironmentName string    `json:"environmentName"`
+	Environment     Resource  `json:"environment"` // the document, by digest
+	Target          Target    `json:"target"`
+	Cases           int       `json:"cases"`
+	Order           string    `json:"order"` // digest of the list of case ids in the order they are sent
+	Concurrency     int       `json:"concurrency"`
+	TimeoutMillis   int       `json:"timeoutMillis"`
+	Retries         int       `json:"retries"`
+	PlannedAt       time.Time `json:"plannedAt"`
+
+	// Deadline is when a plan without a replay counts as inconclusive.
+	Deadline time.Time `json:"deadline"`
+}
+
+// Validate says what is missing or contradictory, or nil.
+func (p Plan) Validate() error {
+	for name, r := range map[string]Resource{"model": p.Model, "suite": p.Suite, "criteria": p.Criteria, "environment": p.Environment} {
+		if _, err := r.Digest.OCI(); err != nil {
+			return fmt.Errorf("plan: %s: %w", name, err)
+		}
+	}
+	switch {
+	case p.EnvironmentName == "":
+		return errors.New("plan: environmentName is missing")
+	case p.Target.Protocol == "" || p.Target.URL == "" || p.Target.Model == "":
+		return errors.New("plan: target is incomplete")
+	case p.Cases <= 0:
+		return errors.New("plan: it has no cases")
+	case p.Concurrency <= 0 || p.TimeoutMillis <= 0 || p.Retries < 0:
+		return errors.New("plan: concurrency and timeoutMillis must be positive, retries not negative")
+	case p.PlannedAt.IsZero() || p.Deadline.IsZero():
+		return errors.New("plan: plannedAt and deadline are both needed")
+	}
+	return nil
+}
+
+// An Observation is one attempt at one case: a line of observations.jsonl.
+// It holds what was seen on the wire, and nothing that was concluded from it.
+type Observation struct {
+	Case       string    `json:"case"`
+	Attempt    int       `json:"attempt"` // from 1
+	Request    string    `json:"request"` // digest of the bytes sent
+	SentAt     time.Time `json:"sentAt"`
+	ReceivedAt time.Time `json:"receivedAt"`
+
+	// Status and Response are the answer, if one came whole.
+	Status   int    `json:"status,omitempty"`
+	Response []byte `json:"response,omitempty"`
+
+	// Error is why none did.
+	Error *ObservationError `json:"error,omitempty"`
+}
+
+// An ObservationError is a failure to get an answer.
+type ObservationError struct {
+	Class   string `json:"class"` // "timeout", "connection", "truncated", "too-large"
+	Message string `json:"message"`
+}
+
+// Validate says why the record of the attempt does not hold together, or nil.
+func (o Observation) Validate() error {
+	switch {
+	case o.Case == "":
+		return errors.New("observation without a case")
+	case o.Attempt < 1:
+		return fmt.Errorf("observation of %s: attempt is missing", o.Case)
+	case o.Request == "":
+		return fmt.Errorf("observation of %s: request is missing", o.Case)
+	case o.SentAt.IsZero() || o.ReceivedAt.IsZero() || o.ReceivedAt.Before(o.SentAt):
+		return fmt.Errorf("observation of %s: its times are missing or in the wrong order", o.Case)
+	case o.Error == nil && (o.Status == 0 || len(o.Response) == 0):
+		return fmt.Errorf("observation of %s: it has neither an answer nor an error", o.Case)
+	case o.Error != nil && (o.Error.Class == "" || o.Error.Message == ""):
+		return fmt.Errorf("observation of %s: its error is incomplete", o.Case)
+	case o.Error != nil && o.Status != 0:
+		return fmt.Errorf("observation of %s: it has both an answer and an error", o.Case)
+	}
+	return nil
+}
+
+// A Replay says what was done with a plan: the document of a replay artifact.
+type Replay struct {
+	Plan         Resource  `json:"plan"`
+	Model        Resource  `json:"model"`
+	Environment  Resource  `json:"environment"`
+	StartedAt    time.Time `json:"startedAt"`
+	FinishedAt   time.Time `json:"finishedAt"`
+	Observations int       `json:"observations"`
+
+	// Preflight is what was found before the first case; nothing in it is
+	// judged as a case.
+	Preflight []PreflightCheck `json:"preflight"`
+}
+
+// A PreflightCheck is one question asked before the cases.
+type PreflightCheck struct {
+	Name   string `json:"name"`
+	Passed bool   `json:"passed"`
+	Detail string `json:"detail"`
+}
+
+// Validate says what is missing or contradictory, or nil.
+func (r Replay) Validate() error {
+	for name, x := range map[string]Resource{"plan": r.Plan, "model": r.Model, "environment": r.Environment} {
+		if _, err := x.Digest.OCI(); err != nil {
+			return fmt.Errorf("replay: %s: %w", name, err)
+		}
+	}
+	if r.StartedAt.IsZero() || r.FinishedAt.Before(r.StartedAt) {
+		return errors.New("replay: its times are missing or in the wrong order")
+	}
+	return nil
+}
+
+// A Report is what judging a replay came to. It is a function of the suite,
+// the criteria, the plan and the observations, to the byte. Numbers are
+// decimal text of at most 9 significant digits.
+type Report struct {
+	Verdict Verdict  `json:"verdict"`
+	Reasons []string `json:"reasons"` // why it is not CERTIFIED; empty if it is
+	Claim   string   `json:"claim"`   // the result in one sentence
+
+	// Difference is what is different, in words.
+	Difference string `json:"difference"`
+
+	EnvironmentName string   `json:"environmentName"`
+	Environment     Resource `json:"environment"`
+	Model           Resource `json:"model"`
+	Suite           Resource `json:"suite"`
+	Criteria        Resource `json:"criteria"`
+	Plan            Resource `json:"plan"`
+
+	Cases    Counts                   `json:"cases"`
+	Flips    []FlipCount              `json:"flips"`  // of claim cases, by direction
+	Slices   []SliceCount             `json:"slices"` // of claim cases, by slice
+	Border   BorderCount              `json:"border"`
+	Numerics []NumericSummary         `json:"numerics"`
+	Errors   map[string]int           `json:"errors"` // attempts that did not answer well, by class
+	Metrics  []Metric                 `json:"metrics"`
+	Power    OperatingCharacteristics `json:"operatingCharacteristics"`
+	Examples []Example                `json:"examples"` // the first cases that differ
+}
+
+// Counts say how many cases there were, and how many of them say something.
+type Counts struct {
+	Claim    int `json:"claim"`
+	Border   int `json:"border"`
+	Compared int `json:"compared"` // answered well at the first attempt
+	Missing  int `json:"missing"`  // without any attempt
+	Failed   int `json:"failed"`   // whose first attempt got no answer
+	Wrong    int `json:"wrong"`    // whose first answer was not one to the question
+	Damaged  int `json:"damaged"`  // whose record does not hold together
+	Retried  int `json:"retried"`  // with more than one attempt
+	Elements int `json:"elements"` // numbers that were compared
+}
+
+// A FlipCount is how many decisions went from one to another.
+type FlipCount struct {
+	From  string `json:"from"`
+	To    string `json:"to"`
+	Cases int    `json:"cases"`
+}
+
+// A SliceCount is the flips in one group of cases.
+type SliceCount struct {
+	Slice string `json:"slice"` // "key=value"
+	Cases int    `json:"cases"`
+	Flips int    `json:"flips"`
+}
+
+// BorderCount is what the border cases showed. Ties are flips of cases whose
+// reference lies closer to the decision than the tolerance.
+type BorderCount struct {
+	Flips int `json:"flips"`
+	Ties  int `json:"ties"`
+}
+
+// A NumericSummary is how far an output's numbers were off.
+type NumericSummary struct {
+	Output      string `json:"output"`
+	Elements    int    `json:"elements"`
+	Exceeding   int    `json:"exceeding"`   // elements over the tolerance
+	BitsDiffer  int    `json:"bitsDiffer"`  // elements that are not the same bits
+	MaxAbsolute string `json:"maxAbsolute"` // largest |got - want|
+	MaxScaled   string `json:"maxScaled"`   // largest difference as a share of its tolerance
+	Tolerance   string `json:"tolerance"`   // the absolute part
+	Noise       string `json:"noise"`       // the reference's floor
+}
+
+// An Example is a case that differs.
+type Example struct {
+	Case   string `json:"case"`
+	What   string `json:"what"`
+	Detail string `json:"detail"`
+}

@@ -1,0 +1,189 @@
+package attest
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// A TensorSpec describes a named tensor: element type in the words of the
+// Open Inference Protocol ("FP32"), and shape, with -1 for the batch.
+type TensorSpec struct {
+	Name     string  `json:"name"`
+	Datatype string  `json:"datatype"`
+	Shape    []int64 `json:"shape"`
+}
+
+// A Suite is golden inputs together with what the reference environment
+// answered to them: the document suite.json of a suite artifact. The cases
+// are in cases.jsonl, and all tensors, as bits, in tensors.safetensors.
+type Suite struct {
+	Name               string       `json:"name"`
+	Model              Resource     `json:"model"` // that the reference served
+	Protocol           string       `json:"protocol"`
+	Inputs             []TensorSpec `json:"inputs"`
+	Outputs            []TensorSpec `json:"outputs"`
+	Claim              int          `json:"claim"`  // cases sampled at random: they carry the rate
+	Border             int          `json:"border"` // cases near the decision: they detect, and enter no rate
+	DataClassification string       `json:"dataClassification"`
+	Reference          Reference    `json:"reference"`
+	CreatedAt          time.Time    `json:"createdAt"`
+}
+
+// A Reference says how the golden outputs were recorded.
+type Reference struct {
+	ServedModel   string    `json:"servedModel"`
+	ServedVersion string    `json:"servedVersion"`
+	Platform      string    `json:"platform"`
+	RecordedAt    time.Time `json:"recordedAt"`
+
+	// Noise is, for each output, the largest absolute difference that benign
+	// perturbations made: asking again, in a batch with others, and with each
+	// input moved by one unit in the last place.
+	Noise map[string]float64 `json:"noise"`
+
+	// Perturbations names them, and Measured says how often each was made.
+	Perturbations []string `json:"perturbations"`
+	Measured      int      `json:"measured"`
+}
+
+// Strata of cases.
+const (
+	StratumClaim  = "claim"
+	StratumBorder = "border"
+)
+
+// A Case is one golden input: a line of cases.jsonl.
+type Case struct {
+	ID      string `json:"id"`
+	Stratum string `json:"stratum"`
+	Label   string `json:"label,omitempty"` // what is right, if it is known; never compared
+
+	// Slice tags the case for reports by group.
+	Slice map[string]string `json:"slice,omitempty"`
+
+	// Request is the digest of the bytes that are sent for this case.
+	Request string `json:"request"`
+}
+
+// InputTensor and OutputTensor are the names of a case's tensors in
+// tensors.safetensors.
+func (c Case) InputTensor(name string) string  { return c.ID + "/in/" + name }
+func (c Case) OutputTensor(name string) string { return c.ID + "/out/" + name }
+
+// Validate says what is missing or contradictory, or nil.
+func (s Suite) Validate() error {
+	switch {
+	case s.Name == "":
+		return errors.New("suite: name is missing")
+	case s.Protocol == "":
+		return errors.New("suite: protocol is missing")
+	case len(s.Inputs) == 0 || len(s.Outputs) == 0:
+		return errors.New("suite: inputs and outputs are both needed")
+	case s.Claim <= 0:
+		return errors.New("suite: it has no claim cases, so nothing could be claimed from it")
+	case s.Border < 0:
+		return errors.New("suite: border is negative")
+	case s.DataClassification == "":
+		return errors.New(`suite: dataClassification is missing; say what the inputs are, for example "synthetic" or "public"`)
+	case s.CreatedAt.IsZero() || s.Reference.RecordedAt.IsZero():
+		return errors.New("suite: createdAt and reference.recordedAt are both needed")
+	}
+	if _, err := s.Model.Digest.OCI(); err != nil {
+		return fmt.Errorf("suite: model: %w", err)
+	}
+	for _, o := range s.Outputs {
+		if n, ok := s.Reference.Noise[o.Name]; !ok || n < 0 {
+			return fmt.Errorf("suite: the noise floor of output %q was not measured", o.Name)
+		}
+	}
+	return nil
+}
+
+// Criteria judge a replay: criteria.json of a suite. What they say is fixed
+// before the first request is sent.
+type Criteria struct {
+	Version int `json:"version"`
+
+	// Outputs says what must be the same, for every output of the suite.
+	Outputs []OutputCriteria `json:"outputs"`
+
+	// Plan is the statistical claim about decisions.
+	Plan BinomialPlan `json:"plan"`
+}
+
+// OutputCriteria say how one output is compared.
+type OutputCriteria struct {
+	Output string `json:"output"`
+
+	// Tolerance bounds numeric differences: |got - want| <= absolute +
+	// relative*|want|, where absolute is the larger one of Absolute and
+	// NoiseFactor times the reference's noise floor.
+	Absolute    float64 `json:"absolute"`
+	Relative    float64 `json:"relative"`
+	NoiseFactor float64 `json:"noiseFactor"`
+
+	// Decision turns the output into the thing that must not flip.
+	Decision Decision `json:"decision"`
+}
+
+// A Decision is what a business does with an output.
+type Decision struct {
+	// Kind is "label" (the greatest element wins) or "threshold" (element
+	// Index is compared to Threshold).
+	Kind string `json:"kind"`
+
+	// Labels name the classes; for a threshold, Labels[0] is the decision
+	// below it and Labels[1] the one at or above it.
+	Labels    []string `json:"labels"`
+	Index     int      `json:"index"`
+	Threshold float64  `json:"threshold"`
+}
+
+// Kinds of decisions.
+const (
+	DecideLabel     = "label"
+	DecideThreshold = "threshold"
+)
+
+// A BinomialPlan is an acceptance plan (n, c): certify when at most Allowed
+// of N sampled cases flip. It excludes a flip rate of Margin or more with
+// confidence 1 - Alpha.
+type BinomialPlan struct {
+	Margin  float64 `json:"margin"`
+	Alpha   float64 `json:"alpha"`
+	Beta    float64 `json:"beta"`
+	N       int     `json:"n"`
+	Allowed int     `json:"allowed"`
+}
+
+// Validate says what is missing or contradictory, or nil. That the plan's
+// numbers keep what they promise is computed by whoever judges.
+func (c Criteria) Validate() error {
+	p := c.Plan
+	switch {
+	case c.Version != 1:
+		return fmt.Errorf("criteria: version %d is unknown", c.Version)
+	case len(c.Outputs) == 0:
+		return errors.New("criteria: no output is compared")
+	case !(p.Margin > 0 && p.Margin < 1) || !(p.Alpha > 0 && p.Alpha < 1) || !(p.Beta > 0 && p.Beta < 1):
+		return errors.New("criteria: margin, alpha and beta must be between 0 and 1")
+	case p.N <= 0 || p.Allowed < 0 || p.Allowed >= p.N:
+		return errors.New("criteria: n must be positive, and allowed at least 0 and below n")
+	}
+	for _, o := range c.Outputs {
+		switch {
+		case o.Output == "":
+			return errors.New("criteria: an output has no name")
+		case !(o.Absolute >= 0) || !(o.Relative >= 0) || !(o.NoiseFactor >= 0):
+			return fmt.Errorf("criteria: %s: tolerances must not be negative", o.Output)
+		case o.Decision.Kind == DecideLabel && len(o.Decision.Labels) < 2:
+			return fmt.Errorf("criteria: %s: a label decision needs its labels", o.Output)
+		case o.Decision.Kind == DecideThreshold && (len(o.Decision.Labels) != 2 || o.Decision.Index < 0):
+			return fmt.Errorf("criteria: %s: a threshold decision needs two labels and an index", o.Output)
+		case o.Decision.Kind != DecideLabel && o.Decision.Kind != DecideThreshold:
+			return fmt.Errorf("criteria: %s: decision kind %q is unknown", o.Output, o.Decision.Kind)
+		}
+	}
+	return nil
+}
