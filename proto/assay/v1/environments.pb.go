@@ -24,7 +24,13 @@ const (
 )
 
 type ListEnvironmentsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many; 0 is 100, and more than 1000 are never returned. A page
+	// may be shorter than asked for: the list ends where next_page_token is
+	// empty.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -59,9 +65,25 @@ func (*ListEnvironmentsRequest) Descriptor() ([]byte, []int) {
 	return file_assay_v1_environments_proto_rawDescGZIP(), []int{0}
 }
 
+func (x *ListEnvironmentsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListEnvironmentsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListEnvironmentsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Names         []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Names []string               `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -101,6 +123,13 @@ func (x *ListEnvironmentsResponse) GetNames() []string {
 		return x.Names
 	}
 	return nil
+}
+
+func (x *ListEnvironmentsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type GetEnvironmentRequest struct {
@@ -422,7 +451,13 @@ type ListDeploymentsRequest struct {
 	At *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
 	// From which moment's knowledge to answer: what was stated later is left
 	// out. Unset is from everything known now.
-	Known         *AsOf `protobuf:"bytes,3,opt,name=known,proto3" json:"known,omitempty"`
+	Known *AsOf `protobuf:"bytes,3,opt,name=known,proto3" json:"known,omitempty"`
+	// At most so many; 0 is 100, and more than 1000 are never returned. A page
+	// may be shorter than asked for: the list ends where next_page_token is
+	// empty.
+	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -478,11 +513,27 @@ func (x *ListDeploymentsRequest) GetKnown() *AsOf {
 	return nil
 }
 
+func (x *ListDeploymentsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListDeploymentsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListDeploymentsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest first: the first is what ran at the time, the others are what
 	// ran before it. Empty if nothing is known to have run.
-	Deployments   []*Deployment `protobuf:"bytes,1,rep,name=deployments,proto3" json:"deployments,omitempty"`
+	Deployments []*Deployment `protobuf:"bytes,1,rep,name=deployments,proto3" json:"deployments,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -522,6 +573,13 @@ func (x *ListDeploymentsResponse) GetDeployments() []*Deployment {
 		return x.Deployments
 	}
 	return nil
+}
+
+func (x *ListDeploymentsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 // A verified statement that a model runs in an environment from a time on.
@@ -678,10 +736,14 @@ var File_assay_v1_environments_proto protoreflect.FileDescriptor
 
 const file_assay_v1_environments_proto_rawDesc = "" +
 	"\n" +
-	"\x1bassay/v1/environments.proto\x12\bassay.v1\x1a\x14assay/v1/as_of.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x19\n" +
-	"\x17ListEnvironmentsRequest\"0\n" +
+	"\x1bassay/v1/environments.proto\x12\bassay.v1\x1a\x14assay/v1/as_of.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"U\n" +
+	"\x17ListEnvironmentsRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"X\n" +
 	"\x18ListEnvironmentsResponse\x12\x14\n" +
-	"\x05names\x18\x01 \x03(\tR\x05names\"P\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"P\n" +
 	"\x15GetEnvironmentRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
 	"\x05as_of\x18\x02 \x01(\v2\x0e.assay.v1.AsOfR\x04asOf\"Q\n" +
@@ -708,13 +770,17 @@ const file_assay_v1_environments_proto_rawDesc = "" +
 	"\aversion\x18\x04 \x01(\tR\aversion\"F\n" +
 	"\x10FingerprintField\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\tR\x05value\x12\x1c\n" +
-	"\tassurance\x18\x02 \x01(\tR\tassurance\"\x8c\x01\n" +
+	"\tassurance\x18\x02 \x01(\tR\tassurance\"\xc8\x01\n" +
 	"\x16ListDeploymentsRequest\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12$\n" +
-	"\x05known\x18\x03 \x01(\v2\x0e.assay.v1.AsOfR\x05known\"Q\n" +
+	"\x05known\x18\x03 \x01(\v2\x0e.assay.v1.AsOfR\x05known\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageToken\"y\n" +
 	"\x17ListDeploymentsResponse\x126\n" +
-	"\vdeployments\x18\x01 \x03(\v2\x14.assay.v1.DeploymentR\vdeployments\"\xbc\x03\n" +
+	"\vdeployments\x18\x01 \x03(\v2\x14.assay.v1.DeploymentR\vdeployments\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbc\x03\n" +
 	"\n" +
 	"Deployment\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x121\n" +

@@ -35,6 +35,8 @@ type EnvironmentServiceClient interface {
 	// Returns what an environment was at a moment.
 	GetEnvironment(ctx context.Context, in *GetEnvironmentRequest, opts ...grpc.CallOption) (*GetEnvironmentResponse, error)
 	// Answers what ran in an environment at a time, from verified statements.
+	// NOT_FOUND if there is no such environment: a misspelt name is not one in
+	// which nothing ran.
 	ListDeployments(ctx context.Context, in *ListDeploymentsRequest, opts ...grpc.CallOption) (*ListDeploymentsResponse, error)
 }
 
@@ -87,6 +89,8 @@ type EnvironmentServiceServer interface {
 	// Returns what an environment was at a moment.
 	GetEnvironment(context.Context, *GetEnvironmentRequest) (*GetEnvironmentResponse, error)
 	// Answers what ran in an environment at a time, from verified statements.
+	// NOT_FOUND if there is no such environment: a misspelt name is not one in
+	// which nothing ran.
 	ListDeployments(context.Context, *ListDeploymentsRequest) (*ListDeploymentsResponse, error)
 	mustEmbedUnimplementedEnvironmentServiceServer()
 }

@@ -89,11 +89,12 @@ func (x *DecideRequest) GetEnvironment() string {
 type DecideResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Decision *Decision              `protobuf:"bytes,1,opt,name=decision,proto3" json:"decision,omitempty"`
-	// The decision in canonical form (RFC 8785 JSON): the log has its digest,
-	// and it can be computed again from the evidence.
+	// The decision in canonical form (RFC 8785 JSON), which can be computed again
+	// from the evidence.
 	Canonical []byte `protobuf:"bytes,2,opt,name=canonical,proto3" json:"canonical,omitempty"`
-	// The leaf that records the decision. Identical allows within an hour share
-	// one, and repeats counts them, this one included.
+	// The leaf that records the decision by the digest of its canonical form.
+	// Identical allows within an hour share the leaf of the first, and repeats
+	// counts them, this one included.
 	LogIndex int64 `protobuf:"varint,3,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
 	Repeats  int64 `protobuf:"varint,4,opt,name=repeats,proto3" json:"repeats,omitempty"`
 	// What was found about the model, verified or not.

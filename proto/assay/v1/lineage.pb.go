@@ -188,7 +188,7 @@ type GetLineageRequest struct {
 	// Required: a tag or a digest.
 	Reference string    `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
 	Direction Direction `protobuf:"varint,3,opt,name=direction,proto3,enum=assay.v1.Direction" json:"direction,omitempty"`
-	// How many steps to go; 0 is as many as there are, up to 32.
+	// How many steps to go, at most 32; 0 is as many as there are, up to that.
 	Depth         int32 `protobuf:"varint,4,opt,name=depth,proto3" json:"depth,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -216,7 +216,9 @@ type ListLeavesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required: a digest.
 	About string `protobuf:"bytes,1,opt,name=about,proto3" json:"about,omitempty"`
-	// At most so many; 0 is 100, and more than 1000 are never returned.
+	// At most so many; 0 is 100, and more than 1000 are never returned. A page
+	// may be shorter than asked for: the list ends where next_page_token is
+	// empty.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before; empty for the first.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`

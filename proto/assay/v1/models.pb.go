@@ -25,7 +25,9 @@ const (
 
 type ListRepositoriesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many; 0 is 100, and more than 1000 are never returned.
+	// At most so many; 0 is 100, and more than 1000 are never returned. A page
+	// may be shorter than asked for: the list ends where next_page_token is
+	// empty.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before; empty for the first.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -178,7 +180,9 @@ type ListVersionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	Repository string `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
-	// At most so many; 0 is 100, and more than 1000 are never returned.
+	// At most so many; 0 is 100, and more than 1000 are never returned. A page
+	// may be shorter than asked for: the list ends where next_page_token is
+	// empty.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before; empty for the first.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
@@ -700,7 +704,13 @@ type ListTagMovesRequest struct {
 	// Required.
 	Repository string `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
 	// Required. It need not exist any more.
-	Tag           string `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	Tag string `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	// At most so many; 0 is 100, and more than 1000 are never returned. A page
+	// may be shorter than asked for: the list ends where next_page_token is
+	// empty.
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -749,9 +759,25 @@ func (x *ListTagMovesRequest) GetTag() string {
 	return ""
 }
 
+func (x *ListTagMovesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListTagMovesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListTagMovesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Moves         []*TagMove             `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Moves []*TagMove             `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -791,6 +817,13 @@ func (x *ListTagMovesResponse) GetMoves() []*TagMove {
 		return x.Moves
 	}
 	return nil
+}
+
+func (x *ListTagMovesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type TagMove struct {
@@ -886,7 +919,13 @@ type ListFactsRequest struct {
 	// Required.
 	Repository string `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
 	// Required: a tag or a digest.
-	Reference     string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	Reference string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	// At most so many; 0 is 100, and more than 1000 are never returned. A page
+	// may be shorter than asked for: the list ends where next_page_token is
+	// empty.
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before; empty for the first.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -935,11 +974,27 @@ func (x *ListFactsRequest) GetReference() string {
 	return ""
 }
 
+func (x *ListFactsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListFactsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
 type ListFactsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What the reference names.
-	Subject       string  `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
-	Facts         []*Fact `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty"`
+	Subject string  `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	Facts   []*Fact `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,3,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -986,6 +1041,13 @@ func (x *ListFactsResponse) GetFacts() []*Fact {
 		return x.Facts
 	}
 	return nil
+}
+
+func (x *ListFactsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 // A signed statement that was pushed, and what verification said of it then.
@@ -1197,29 +1259,37 @@ const file_assay_v1_models_proto_rawDesc = "" +
 	"\x03tag\x18\x02 \x01(\tR\x03tag\x12#\n" +
 	"\x05as_of\x18\x03 \x01(\v2\x0e.assay.v1.AsOfR\x04asOf\",\n" +
 	"\x12ResolveTagResponse\x12\x16\n" +
-	"\x06digest\x18\x01 \x01(\tR\x06digest\"G\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"\x83\x01\n" +
 	"\x13ListTagMovesRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
 	"repository\x12\x10\n" +
-	"\x03tag\x18\x02 \x01(\tR\x03tag\"?\n" +
+	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"g\n" +
 	"\x14ListTagMovesResponse\x12'\n" +
-	"\x05moves\x18\x01 \x03(\v2\x11.assay.v1.TagMoveR\x05moves\"\xa4\x01\n" +
+	"\x05moves\x18\x01 \x03(\v2\x11.assay.v1.TagMoveR\x05moves\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xa4\x01\n" +
 	"\aTagMove\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1b\n" +
 	"\tlog_index\x18\x02 \x01(\x03R\blogIndex\x12\x12\n" +
 	"\x04from\x18\x03 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x04 \x01(\tR\x02to\x12\x14\n" +
 	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x16\n" +
-	"\x06reason\x18\x06 \x01(\tR\x06reason\"P\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\"\x8c\x01\n" +
 	"\x10ListFactsRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
 	"repository\x12\x1c\n" +
-	"\treference\x18\x02 \x01(\tR\treference\"S\n" +
+	"\treference\x18\x02 \x01(\tR\treference\x12\x1b\n" +
+	"\tpage_size\x18\x03 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tR\tpageToken\"{\n" +
 	"\x11ListFactsResponse\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12$\n" +
-	"\x05facts\x18\x02 \x03(\v2\x0e.assay.v1.FactR\x05facts\"\xfa\x02\n" +
+	"\x05facts\x18\x02 \x03(\v2\x0e.assay.v1.FactR\x05facts\x12&\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xfa\x02\n" +
 	"\x04Fact\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x1a\n" +
 	"\breferrer\x18\x02 \x01(\tR\breferrer\x12%\n" +
