@@ -1,0 +1,147 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/grpc-ecosystem/grpc-gateway/v2/runtime"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/assay-dev/assay/proto"
+	pb "github.com/assay-dev/assay/proto/assay/v1"
+)
+
+// maxBody is more than any request has: the largest is a trust file.
+const maxBody = 1 << 20
+
+// Gateway answers HTTP requests below /api/v1/ by calling the services in this
+// process. GET /api/v1/openapi.json describes them.
+func Gateway(ctx context.Context, opt Options) (http.Handler, error) {
+	s := newServer(opt)
+	mux := runtime.NewServeMux(
+		runtime.WithMarshalerOption(runtime.MIMEWildcard, &runtime.JSONPb{
+			// "allow": false is the most important thing that is said here,
+			// and must not be left out for being the default.
+			MarshalOptions: protojson.MarshalOptions{EmitDefaultValues: true},
+			// A misspelt field is an error, and no silent default.
+			UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: false},
+		}),
+		runtime.WithErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
+			writeError(w, err)
+		}),
+		runtime.WithRoutingErrorHandler(routingError),
+		// Who is asking was found out from the request itself; no header
+		// becomes metadata that something could take for an identity, and no
+		// method is another than the one that was sent.
+		runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }),
+		runtime.WithDisableHTTPMethodOverride(),
+		runtime.WithDisablePathLengthFallback(),
+		runtime.WithStrictDeepWildcardMatching(),
+	)
+	err := errors.Join(
+		pb.RegisterModelServiceHandlerServer(ctx, mux, models{server: s}),
+		pb.RegisterLineageServiceHandlerServer(ctx, mux, lineage{server: s}),
+		pb.RegisterEnvironmentServiceHandlerServer(ctx, mux, environments{server: s}),
+		pb.RegisterGateServiceHandlerServer(ctx, mux, gate{server: s}),
+		pb.RegisterLogServiceHandlerServer(ctx, mux, transparency{server: s}),
+		pb.RegisterTrustServiceHandlerServer(ctx, mux, trust{server: s}),
+		mux.HandlePath(http.MethodGet, "/api/v1/openapi.json", func(w http.ResponseWriter, _ *http.Request, _ map[string]string) {
+			w.Header().Set("Content-Type", "application/json")
+			w.Write(proto.OpenAPI)
+		}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("assembling the gateway: %w", err)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := requestID(r.Header.Get("X-Request-Id"))
+		w.Header().Set("X-Request-Id", id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		// Answers speak of now, to one caller.
+		w.Header().Set("Cache-Control", "no-store")
+		// Who is asking is known, and refused, before anything else is looked
+		// at.
+		actor, err := identify(s.AuthenticateHTTP, r)
+		if err != nil {
+			s.Log.DebugContext(r.Context(), "rpc", "request", id, "path", r.URL.Path, "error", err)
+			writeError(w, s.status(r.Context(), err).Err())
+			return
+		}
+		actor.RequestID = id
+		query, err := url.ParseQuery(r.URL.RawQuery)
+		if err != nil {
+			writeError(w, s.status(r.Context(), fmt.Errorf("%w: its query string: %w", errRequest, err)).Err())
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{actor, query})))
+	}), nil
+}
+
+// routingError answers what no method is for.
+func routingError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, r *http.Request, code int) {
+	path := strings.ToValidUTF8(r.URL.Path, "\uFFFD")
+	switch code {
+	case http.StatusNotFound:
+		writeStatus(w, code, status.Newf(codes.NotFound, "there is no %s; /api/v1/openapi.json lists what there is", path))
+	case http.StatusMethodNotAllowed:
+		writeStatus(w, code, status.Newf(codes.Unimplemented, "%s does not take %s; /api/v1/openapi.json lists what it takes", path, r.Method))
+	default:
+		writeStatus(w, code, status.Newf(codes.InvalidArgument, "%s: %s", path, http.StatusText(code)))
+	}
+}
+
+// writeError answers with an error of a method, or of the gateway when it
+// could not make a request of what was sent.
+func writeError(w http.ResponseWriter, err error) {
+	st := status.Convert(err)
+	writeStatus(w, httpStatus(st), st)
+}
+
+// writeStatus answers with a google.rpc.Status.
+func writeStatus(w http.ResponseWriter, code int, st *status.Status) {
+	h := w.Header()
+	switch code {
+	case http.StatusUnauthorized:
+		h.Set("WWW-Authenticate", `Basic realm="assay"`)
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
+		h.Set("Retry-After", "5")
+	}
+	body, err := protojson.Marshal(st.Proto())
+	if err != nil {
+		// The message is not what a message can be; the code still is.
+		body = []byte(`{"code":13,"message":"internal error"}`)
+	}
+	h.Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	w.Write(body)
+}
+
+// checkQuery refuses query parameters that name no field of the request. The
+// gateway would leave them out: a misspelt "at" would then be answered as of
+// now.
+func checkQuery(request protoreflect.MessageDescriptor, query url.Values) error {
+	for name := range query {
+		m := request
+		for part := range strings.SplitSeq(name, ".") {
+			var f protoreflect.FieldDescriptor
+			if m != nil {
+				if f = m.Fields().ByJSONName(part); f == nil {
+					f = m.Fields().ByTextName(part)
+				}
+			}
+			if f == nil {
+				return fmt.Errorf("%w: there is no query parameter %q; /api/v1/openapi.json lists what there is", errRequest, name)
+			}
+			m = f.Message()
+		}
+	}
+	return nil
+}
