@@ -77,13 +77,17 @@ func (s *server) status(ctx context.Context, err error) *status.Status {
 		// It was not this call: nothing works until somebody sees to it.
 		code, reason, message = codes.Unavailable, "NOT_READY", "the registry is not ready; its log says why"
 	}
+	return statusOf(code, reason, message)
+}
+
+// statusOf makes a status with a reason for programs.
+func statusOf(code codes.Code, reason, message string) *status.Status {
 	// Names in a message may be what an HTTP query had in it.
 	st := status.New(code, strings.ToValidUTF8(message, "\uFFFD"))
-	detailed, derr := st.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
-	if derr != nil {
-		return st
+	if detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: errorDomain}); err == nil {
+		return detailed
 	}
-	return detailed
+	return st
 }
 
 // httpStatus is the HTTP status for a gRPC one.

@@ -34,7 +34,12 @@ func Gateway(ctx context.Context, opt Options) (http.Handler, error) {
 			UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: false},
 		}),
 		runtime.WithErrorHandler(func(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w http.ResponseWriter, _ *http.Request, err error) {
-			writeError(w, err)
+			st := status.Convert(err)
+			if len(st.Details()) == 0 && st.Code() == codes.InvalidArgument {
+				// The gateway could not make a request of what was sent.
+				st = s.status(ctx, fmt.Errorf("%w: %s", errRequest, st.Message()))
+			}
+			writeStatus(w, httpStatus(st), st)
 		}),
 		runtime.WithRoutingErrorHandler(routingError),
 		// Who is asking was found out from the request itself; no header
@@ -71,13 +76,18 @@ func Gateway(ctx context.Context, opt Options) (http.Handler, error) {
 		actor, err := identify(s.AuthenticateHTTP, r)
 		if err != nil {
 			s.Log.DebugContext(r.Context(), "rpc", "request", id, "path", r.URL.Path, "error", err)
-			writeError(w, s.status(r.Context(), err).Err())
+			st := s.status(r.Context(), err)
+			writeStatus(w, httpStatus(st), st)
 			return
 		}
 		actor.RequestID = id
 		query, err := url.ParseQuery(r.URL.RawQuery)
+		if err == nil && len(query) > 0 && r.Method != http.MethodGet {
+			err = fmt.Errorf("%s takes its request from the body", r.Method)
+		}
 		if err != nil {
-			writeError(w, s.status(r.Context(), fmt.Errorf("%w: its query string: %w", errRequest, err)).Err())
+			st := s.status(r.Context(), fmt.Errorf("%w: its query string: %w", errRequest, err))
+			writeStatus(w, httpStatus(st), st)
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
@@ -90,19 +100,12 @@ func routingError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w
 	path := strings.ToValidUTF8(r.URL.Path, "\uFFFD")
 	switch code {
 	case http.StatusNotFound:
-		writeStatus(w, code, status.Newf(codes.NotFound, "there is no %s; /api/v1/openapi.json lists what there is", path))
+		writeStatus(w, code, statusOf(codes.NotFound, "NO_SUCH_METHOD", "there is no "+path+"; /api/v1/openapi.json lists what there is"))
 	case http.StatusMethodNotAllowed:
-		writeStatus(w, code, status.Newf(codes.Unimplemented, "%s does not take %s; /api/v1/openapi.json lists what it takes", path, r.Method))
+		writeStatus(w, code, statusOf(codes.Unimplemented, "NO_SUCH_METHOD", path+" does not take "+r.Method+"; /api/v1/openapi.json lists what it takes"))
 	default:
-		writeStatus(w, code, status.Newf(codes.InvalidArgument, "%s: %s", path, http.StatusText(code)))
+		writeStatus(w, code, statusOf(codes.InvalidArgument, "REQUEST_INVALID", path+": "+http.StatusText(code)))
 	}
-}
-
-// writeError answers with an error of a method, or of the gateway when it
-// could not make a request of what was sent.
-func writeError(w http.ResponseWriter, err error) {
-	st := status.Convert(err)
-	writeStatus(w, httpStatus(st), st)
 }
 
 // writeStatus answers with a google.rpc.Status.
@@ -124,11 +127,15 @@ func writeStatus(w http.ResponseWriter, code int, st *status.Status) {
 	w.Write(body)
 }
 
-// checkQuery refuses query parameters that name no field of the request. The
-// gateway would leave them out: a misspelt "at" would then be answered as of
-// now.
-func checkQuery(request protoreflect.MessageDescriptor, query url.Values) error {
+// checkQuery refuses query parameters that name no field of the request, or one
+// that the path has. The gateway would leave them out: a misspelt "at" would
+// then be answered as of now.
+func checkQuery(ctx context.Context, request protoreflect.MessageDescriptor, query url.Values) error {
+	path, _ := runtime.HTTPPathPattern(ctx)
 	for name := range query {
+		if strings.Contains(path, "{"+name+"}") || strings.Contains(path, "{"+name+"=") {
+			return fmt.Errorf("%w: %s is in the path, and cannot be a query parameter", errRequest, name)
+		}
 		m := request
 		for part := range strings.SplitSeq(name, ".") {
 			var f protoreflect.FieldDescriptor

@@ -115,7 +115,7 @@ func answer[A any](ctx context.Context, s *server, request proto.Message, do fun
 	start := time.Now()
 	c, err := s.callerOf(ctx)
 	if err == nil {
-		err = checkQuery(request.ProtoReflect().Descriptor(), c.query)
+		err = checkQuery(ctx, request.ProtoReflect().Descriptor(), c.query)
 	}
 	var a A
 	if err == nil {
