@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -767,4 +768,153 @@ func TestArrows(t *testing.T) {
 			t.Errorf("registry/rpc imports %s: a transport knows the heart and its own wire, and neither storage nor other transports", p)
 		}
 	}
+}
+
+// Only what is answered is declared: in a registry where much has happened,
+// every field of every answer is filled by something.
+func TestEveryFieldIsAnswered(t *testing.T) {
+	h := newHouse(t)
+	s := h.tell()
+	// A parent that is unbelieved, a tag that is gone, a model that may not
+	// run, and more than fits on a page of one.
+	h.attach(s.parent, s.keys["release"], attest.Lineage{TrainingRun: &attest.TrainingRun{ID: "run-1"}, RecordedAt: h.clock()})
+	h.environment("staging", "http://two.example")
+	h.push(repo, "", "a try", "tmp")
+	if err := h.registry.DeleteTag(t.Context(), access.Anonymous(true), repo, "tmp"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.registry.SetPolicy(t.Context(), access.Anonymous(true), []byte("version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\n")); err != nil {
+		t.Fatal(err)
+	}
+	filled := map[protoreflect.FullName]bool{}
+	var walk func(m protoreflect.Message)
+	walk = func(m protoreflect.Message) {
+		m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+			filled[f.FullName()] = true
+			switch {
+			case f.IsMap():
+				v.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool {
+					if f.MapValue().Message() != nil {
+						walk(v.Message())
+					}
+					return true
+				})
+			case f.IsList() && f.Message() != nil:
+				for i := range v.List().Len() {
+					walk(v.List().Get(i).Message())
+				}
+			case f.Message() != nil && !f.IsList():
+				walk(v.Message())
+			}
+			return true
+		})
+	}
+	for _, q := range []struct{ verb, path, body string }{
+		{"GET", "repositories?pageSize=1", ""},
+		{"GET", "versions?pageSize=1&repository=" + repo, ""},
+		{"GET", "version?reference=1.4.0&repository=" + repo, ""},
+		{"GET", "resolve?tag=latest&repository=" + repo, ""},
+		{"GET", "tag-moves?tag=latest&pageSize=1&repository=" + repo, ""},
+		{"GET", "tag-moves?tag=tmp&repository=" + repo, ""},
+		{"GET", "tag-moves?tag=latest&repository=" + repo, ""},
+		{"GET", "facts?reference=1.4.0&pageSize=1&repository=" + repo, ""},
+		{"GET", "facts?reference=1.3.0&repository=" + repo, ""},
+		{"GET", "lineage?reference=1.4.0&repository=" + repo, ""},
+		{"GET", "lineage?reference=1.4.0&depth=1&repository=" + repo, ""},
+		{"GET", "environments?pageSize=1", ""},
+		{"GET", "environments/prod-eu", ""},
+		{"GET", "deployments?environment=prod-eu", ""},
+		{"POST", "decisions", `{"repository":"credit/scorer","reference":"1.4.0","environment":"prod-eu"}`},
+		{"POST", "decisions", `{"repository":"credit/scorer","reference":"1.3.0","environment":"prod-eu"}`},
+		{"GET", "log/checkpoint", ""},
+		{"GET", "log/leaves/0/proof", ""},
+		{"GET", "log/leaves/2", ""},
+		{"GET", "log/leaves?pageSize=1&about=" + string(s.model.Digest), ""},
+		{"GET", "log/leaves?about=" + string(s.model.Digest), ""},
+		{"GET", "log/leaves?about=" + string(digest.FromString("a try")), ""},
+		{"GET", "log/leaves?about=" + string(s.parent.Digest), ""},
+		{"GET", "trust", ""},
+		{"GET", "policy", ""},
+		{"PUT", "trust", string(must(json.Marshal(map[string]string{"yaml": trustFile(s.keys)})))},
+		{"PUT", "policy", `{"yaml":"version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\n"}`},
+	} {
+		resp, body := h.do("", q.verb, "/api/v1/"+q.path, q.body)
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s %s: %s %s", q.verb, q.path, resp.Status, body)
+		}
+		a := dynamicpb.NewMessage(answerOf(t, q.verb, q.path))
+		if err := protojson.Unmarshal(body, a); err != nil {
+			t.Fatal(err)
+		}
+		walk(a)
+	}
+	// What this story has none of, and why that is all right.
+	elsewhere := map[protoreflect.FullName]string{
+		"assay.v1.Version.annotations":                     "these models have none",
+		"assay.v1.Target.version":                          "this environment is asked for whatever it serves",
+		"assay.v1.ListDeploymentsResponse.next_page_token": "there is one deployment",
+		"assay.v1.DecideResponse.incomplete":               "all of its evidence can be read",
+	}
+	seen := map[protoreflect.FullName]bool{}
+	var declared func(m protoreflect.MessageDescriptor)
+	declared = func(m protoreflect.MessageDescriptor) {
+		if seen[m.FullName()] || m.ParentFile().Package() != "assay.v1" {
+			return
+		}
+		seen[m.FullName()] = true
+		for i := range m.Fields().Len() {
+			f := m.Fields().Get(i)
+			if !m.IsMapEntry() && filled[f.FullName()] == (elsewhere[f.FullName()] != "") {
+				t.Errorf("%s: filled is %v", f.FullName(), filled[f.FullName()])
+			}
+			if f.Message() != nil {
+				declared(f.Message())
+			}
+		}
+	}
+	for _, m := range methods(t) {
+		declared(m.out)
+	}
+}
+
+// answerOf is the type of the answer to a request.
+func answerOf(t *testing.T, verb, path string) protoreflect.MessageDescriptor {
+	t.Helper()
+	path, _, _ = strings.Cut("/api/v1/"+path, "?")
+	for _, m := range methods(t) {
+		re := regexp.MustCompile(`\{[^}]+\}`).ReplaceAllString(m.path, "[^/]+")
+		if m.verb == verb && regexp.MustCompile("^"+re+"$").MatchString(path) {
+			return m.out
+		}
+	}
+	t.Fatalf("no method is for %s %s", verb, path)
+	return nil
+}
+
+func must(raw []byte, err error) []byte {
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+// What one call costs, over each transport.
+func BenchmarkGetVersion(b *testing.B) {
+	h := newHouse(b)
+	h.push(repo, "", "weights", "1.4.0")
+	b.Run("grpc", func(b *testing.B) {
+		c := pb.NewModelServiceClient(h.conn)
+		for b.Loop() {
+			if _, err := c.GetVersion(b.Context(), &pb.GetVersionRequest{Repository: repo, Reference: "1.4.0"}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("http", func(b *testing.B) {
+		for b.Loop() {
+			if resp, body := h.do("", http.MethodGet, "/api/v1/version?reference=1.4.0&repository="+repo, ""); resp.StatusCode != http.StatusOK {
+				b.Fatalf("%s %s", resp.Status, body)
+			}
+		}
+	})
 }
