@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/assay-dev/assay/proto"
 	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/registry/access"
 )
 
 // maxBody is more than any request has: the largest is a trust file.
@@ -66,33 +68,49 @@ func Gateway(ctx context.Context, opt Options) (http.Handler, error) {
 		return nil, fmt.Errorf("assembling the gateway: %w", err)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		id := requestID(r.Header.Get("X-Request-Id"))
-		w.Header().Set("X-Request-Id", id)
-		w.Header().Set("X-Content-Type-Options", "nosniff")
-		// Answers speak of now, to one caller.
-		w.Header().Set("Cache-Control", "no-store")
-		// Who is asking is known, and refused, before anything else is looked
-		// at.
-		actor, err := identify(s.AuthenticateHTTP, r)
-		if err != nil {
-			s.Log.DebugContext(r.Context(), "rpc", "request", id, "path", r.URL.Path, "error", err)
-			st := s.status(r.Context(), err)
-			writeStatus(w, httpStatus(st), st)
+		actor, ok := s.enter(w, r)
+		if !ok {
 			return
 		}
-		actor.RequestID = id
 		query, err := url.ParseQuery(r.URL.RawQuery)
 		if err == nil && len(query) > 0 && r.Method != http.MethodGet {
 			err = fmt.Errorf("%s takes its request from the body", r.Method)
 		}
 		if err != nil {
-			st := s.status(r.Context(), fmt.Errorf("%w: its query string: %w", errRequest, err))
-			writeStatus(w, httpStatus(st), st)
+			s.fail(w, r, fmt.Errorf("%w: its query string: %w", errRequest, err))
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller{actor, query})))
 	}), nil
+}
+
+// enter finds out who sent a request, before anything else about it is looked
+// at, and refuses nobody. If ok is false, it has been answered.
+func (s *server) enter(w http.ResponseWriter, r *http.Request) (actor access.Actor, ok bool) {
+	id := requestID(r.Header.Get("X-Request-Id"))
+	h := w.Header()
+	h.Set("X-Request-Id", id)
+	h.Set("X-Content-Type-Options", "nosniff")
+	// Answers speak of now, to one caller.
+	h.Set("Cache-Control", "no-store")
+	actor, err := identify(s.AuthenticateHTTP, r)
+	actor.RequestID = id
+	if err != nil {
+		s.fail(w, r, err)
+	}
+	return actor, err == nil
+}
+
+// fail answers a request that comes to no method.
+func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	st := s.status(r.Context(), err)
+	level := slog.LevelDebug
+	if ours(st.Code()) {
+		level = slog.LevelError
+	}
+	s.Log.Log(r.Context(), level, "rpc", "request", w.Header().Get("X-Request-Id"), "path", r.URL.Path, "code", st.Code(), "error", err)
+	writeStatus(w, httpStatus(st), st)
 }
 
 // routingError answers what no method is for.

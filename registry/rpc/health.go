@@ -9,9 +9,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// health answers the gRPC health checking protocol from the registry itself
-// each time it is asked. It has no Watch: "clients should … treat
-// UNIMPLEMENTED as … healthy" and go on with Check (gRPC A17).
+// health answers the gRPC health checking protocol from the registry itself,
+// each time it is asked. It has no Watch: a client that wants one hears
+// UNIMPLEMENTED, and takes that as no health checking (gRPC proposal A17).
 type health struct {
 	healthpb.UnimplementedHealthServer
 	*server

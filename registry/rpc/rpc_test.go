@@ -56,7 +56,7 @@ func TestEveryMethodAsksWho(t *testing.T) {
 			t.Errorf("%s with an empty request: %v", m.name, err)
 		}
 	}
-	for _, path := range []string{"/api/v1/openapi.json", "/api/v1/nothing", "/"} {
+	for _, path := range []string{"/log/checkpoint", "/log/tile/0/000.p/1", "/log/nothing", "/api/v1/openapi.json", "/api/v1/nothing", "/"} {
 		if resp, body := h.do("nobody", http.MethodGet, path, ""); resp.StatusCode != http.StatusUnauthorized {
 			t.Errorf("GET %s by nobody: %s %s", path, resp.Status, body)
 		}
@@ -483,6 +483,76 @@ func TestBadRequests(t *testing.T) {
 	}
 }
 
+// Somebody with nothing but the tiles and the log's key computes the same tree
+// from the leaves.
+func TestTiles(t *testing.T) {
+	h := newHouse(t)
+	h.tell()
+	for i := range 300 {
+		h.push(repo, "", "w", fmt.Sprintf("t%d", i))
+	}
+	get := func(path string) []byte {
+		t.Helper()
+		resp, body := h.do("", http.MethodGet, "/log/"+path, "")
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("GET %s: %s %s", path, resp.Status, body)
+		}
+		return body
+	}
+	tree, err := tlog.OpenCheckpoint(get("checkpoint"), h.registry.LogKey())
+	if err != nil || tree.N <= tlog.TileWidth {
+		t.Fatalf("tree of %d leaves, %v", tree.N, err)
+	}
+	rest := tree.N - tlog.TileWidth
+	leaves, err := tlog.Entries(append(get("tile/entries/000"), get(fmt.Sprintf("tile/entries/001.p/%d", rest))...))
+	if err != nil || int64(len(leaves)) != tree.N {
+		t.Fatalf("%d leaves, %v", len(leaves), err)
+	}
+	var stored []tlog.Hash
+	reader := tlog.HashReaderFunc(func(indexes []int64) (list []tlog.Hash, err error) {
+		for _, i := range indexes {
+			list = append(list, stored[i])
+		}
+		return list, nil
+	})
+	level0 := append(get("tile/0/000"), get(fmt.Sprintf("tile/0/001.p/%d", rest))...)
+	for i, leaf := range leaves {
+		_, hashes, err := tlog.StoredHashes(int64(i), leaf, reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored = append(stored, hashes...)
+		if want := tlog.LeafHash(leaf); !slices.Equal(want[:], level0[32*i:32*i+32]) {
+			t.Fatalf("leaf %d is not what the tile has", i)
+		}
+	}
+	if root, err := tlog.TreeHash(tree.N, reader); err != nil || root != tree.Hash {
+		t.Errorf("root %v, %v; the checkpoint says %v", root, err, tree.Hash)
+	}
+	for path, tc := range map[string]struct {
+		as, verb string
+		status   int
+	}{
+		"tile/0/002":       {"", "GET", 404}, // not that large yet
+		"tile/entries/001": {"", "GET", 404},
+		"tile/0/000/..":    {"", "GET", 404},
+		"tile/0/1":         {"", "GET", 404},
+		"nothing":          {"", "GET", 404},
+		"checkpoint":       {"reader", "GET", 403},
+		"tile/0/000":       {"reader", "GET", 403},
+		"tile/1/000.p/1":   {"", "POST", 405},
+		"tile/entries/000": {"nobody", "GET", 401},
+		"tile/0/001.p/1":   {"", "HEAD", 200},
+	} {
+		if resp, body := h.do(tc.as, tc.verb, "/log/"+path, ""); resp.StatusCode != tc.status {
+			t.Errorf("%s %s as %q: %s %s", tc.verb, path, tc.as, resp.Status, body)
+		}
+	}
+	if resp, _ := h.do("", http.MethodGet, "/log/tile/0/000", ""); !strings.Contains(resp.Header.Get("Cache-Control"), "immutable") || !strings.Contains(resp.Header.Get("Cache-Control"), "private") {
+		t.Errorf("a tile is cached as %q", resp.Header.Get("Cache-Control"))
+	}
+}
+
 // Pages of any size, one after another, are the whole list.
 func TestPages(t *testing.T) {
 	h := newHouse(t)
@@ -757,7 +827,8 @@ func TestTheTableIsWhole(t *testing.T) {
 func TestArrows(t *testing.T) {
 	allowed := map[string]bool{
 		"github.com/assay-dev/assay/registry": true, "github.com/assay-dev/assay/registry/access": true,
-		"github.com/assay-dev/assay/proto": true, "github.com/assay-dev/assay/proto/assay/v1": true,
+		"github.com/assay-dev/assay/registry/tlog": true, // to read the path of a tile
+		"github.com/assay-dev/assay/proto":         true, "github.com/assay-dev/assay/proto/assay/v1": true,
 	}
 	out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, ".").Output()
 	if err != nil {

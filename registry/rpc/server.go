@@ -123,7 +123,7 @@ func answer[A any](ctx context.Context, s *server, request proto.Message, do fun
 	}
 	status := s.status(ctx, err)
 	level := slog.LevelDebug
-	if status.Code() == codes.Internal || status.Code() == codes.Unavailable {
+	if ours(status.Code()) {
 		level = slog.LevelError
 	}
 	s.Log.Log(ctx, level, "rpc", "request", c.actor.RequestID,
@@ -135,6 +135,9 @@ func answer[A any](ctx context.Context, s *server, request proto.Message, do fun
 	}
 	return a, nil
 }
+
+// ours reports whether an operator should see an error of this code.
+func ours(c codes.Code) bool { return c == codes.Internal || c == codes.Unavailable }
 
 // guard turns a panic of one call into its error: net/http would do so, and
 // grpc-go would take down the server and everybody's uploads with it.
