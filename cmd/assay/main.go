@@ -83,11 +83,18 @@ is looked up on the server given by --server or ASSAY_SERVER.`,
 		&cobra.Group{ID: "conformance", Title: "Conformance:"},
 		&cobra.Group{ID: "record", Title: "Deployment and record:"},
 	)
-	for group, commands := range map[string][]*cobra.Command{
-		"model":  {newPushCommand(g), newPullCommand(g)},
+	for _, group := range []struct {
+		id       string
+		commands []*cobra.Command
+	}{
+		{"server", []*cobra.Command{newServeCommand(g), newFsckCommand(g)}},
+		{"model", []*cobra.Command{newPushCommand(g), newPullCommand(g), newVersionsCommand(g), newShowCommand(g)}},
+		{"trust", []*cobra.Command{newKeysCommand(g), newTrustCommand(g), newSignCommand(g), newAttestCommand(g), newVerifyCommand(g), newLineageCommand(g), newWithdrawCommand(g)}},
+		{"conformance", []*cobra.Command{newSuiteCommand(g), newEnvCommand(g), newReplayCommand(g), newJudgeCommand(g), newCertifyCommand(g)}},
+		{"record", []*cobra.Command{newDeployCommand(g), newGateCommand(g), newLogCommand(g)}},
 	} {
-		for _, c := range commands {
-			c.GroupID = group
+		for _, c := range group.commands {
+			c.GroupID = group.id
 			root.AddCommand(c)
 		}
 	}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/errdef"
 	"oras.land/oras-go/v2/registry"
@@ -23,6 +25,9 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
 	"oras.land/oras-go/v2/registry/remote/retry"
+
+	"github.com/assay-dev/assay/conformance"
+	"github.com/assay-dev/assay/verify"
 )
 
 // maxDocument bounds the manifests and documents the commands read whole.
@@ -120,6 +125,39 @@ func (g *globals) pushArtifact(ctx context.Context, repo *remote.Repository, man
 	return nil
 }
 
+// attachBundle signs a statement about a manifest and attaches it to that.
+func (g *globals) attachBundle(ctx context.Context, repo *remote.Repository, subject ocispec.Descriptor, key *verify.Key, statement []byte, predicateType string) (*verify.Referrer, error) {
+	bundle, err := verify.SignStatement(ctx, key, statement)
+	if err != nil {
+		return nil, err
+	}
+	ref, err := verify.AttachBundle(subject, bundle, predicateType, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return ref, g.pushReferrer(ctx, repo, ref)
+}
+
+func (g *globals) pushReferrer(ctx context.Context, repo *remote.Repository, ref *verify.Referrer) error {
+	config := ocispec.DescriptorEmptyJSON
+	config.Data = nil
+	return g.pushArtifact(ctx, repo, ref.Descriptor, ref.Manifest, []blob{{config, ref.Config}, {ref.Layer, ref.Signed}})
+}
+
+// fetcher returns a function that reads documents from a repository.
+func (g *globals) fetcher(repo *remote.Repository) conformance.Fetch {
+	return func(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) { return g.fetch(ctx, repo, desc) }
+}
+
+// pushDocument pushes a document as an artifact.
+func (g *globals) pushDocument(ctx context.Context, repo *remote.Repository, a *conformance.Artifact, tags ...string) error {
+	var blobs []blob
+	for _, b := range a.Blobs {
+		blobs = append(blobs, blob{b.Descriptor, b.Data})
+	}
+	return g.pushArtifact(ctx, repo, a.Descriptor, a.Manifest, blobs, tags...)
+}
+
 // descriptorOf describes data held in memory.
 func descriptorOf(mediaType string, data []byte) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
@@ -134,16 +172,16 @@ func (g *globals) serverURL() (*url.URL, error) {
 }
 
 // api calls the server's REST interface. in (unless nil) is sent as JSON and
-// the answer decoded into out (unless nil).
-func (g *globals) api(ctx context.Context, method, path string, query url.Values, in, out any) error {
+// the answer decoded into out.
+func (g *globals) api(ctx context.Context, method, path string, query url.Values, in, out proto.Message) error {
 	u, err := g.serverURL()
 	if err != nil {
 		return err
 	}
-	u.Path, u.RawQuery = "/api/v1/"+strings.TrimPrefix(path, "/"), query.Encode()
+	u.Path, u.RawQuery = "/api/v1/"+path, query.Encode()
 	var body io.Reader
 	if in != nil {
-		raw, err := json.Marshal(in)
+		raw, err := protojson.Marshal(in)
 		if err != nil {
 			return err
 		}
@@ -173,14 +211,31 @@ func (g *globals) api(ctx context.Context, method, path string, query url.Values
 		if json.Unmarshal(raw, &status) == nil && status.Message != "" {
 			return &apiError{resp.StatusCode, status.Message}
 		}
-		return &apiError{resp.StatusCode, fmt.Sprintf("%s %s: the server answered %s", method, u.Path, resp.Status)}
+		return remedy(&apiError{resp.StatusCode, fmt.Sprintf("%s %s: the server answered %s", method, u.Path, resp.Status)},
+			"is %s an Assay server? name it with --server", g.server)
 	}
-	if out == nil {
-		return nil
-	}
-	if err := json.Unmarshal(raw, out); err != nil {
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, out); err != nil {
 		return fmt.Errorf("%s %s: the answer is not what was expected: %w", method, u.Path, err)
 	}
+	return nil
+}
+
+// printProto is print for an answer of the server.
+func (g *globals) printProto(m proto.Message, text func(w io.Writer)) error {
+	if g.json() {
+		raw, err := protojson.MarshalOptions{EmitDefaultValues: true}.Marshal(m)
+		if err != nil {
+			return err
+		}
+		// protojson varies its spacing on purpose; what we print should not.
+		var b bytes.Buffer
+		if err := json.Indent(&b, raw, "", "  "); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(g.out, b.String())
+		return err
+	}
+	text(g.out)
 	return nil
 }
 

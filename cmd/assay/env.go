@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"oras.land/oras-go/v2/errdef"
+
+	"github.com/assay-dev/assay/conformance"
+	"github.com/assay-dev/assay/conformance/fingerprint"
+	"github.com/assay-dev/assay/conformance/target/oip"
+	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+// environmentTag names the current document in the repository of an environment.
+const environmentTag = "current"
+
+func newEnvCommand(g *globals) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "env",
+		Short: "Register environments, and ask what ran in them",
+		Long:  "Register the places where models are served, see what changed in them, and ask what ran there.",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	c.AddCommand(newEnvRegisterCommand(g), newEnvShowCommand(g), newEnvDiffCommand(g), newEnvListCommand(g), newEnvRanCommand(g))
+	return c
+}
+
+func newEnvRegisterCommand(g *globals) *cobra.Command {
+	var t attest.Target
+	var labels map[string]string
+	var local bool
+	c := &cobra.Command{
+		Use:   "register NAME",
+		Short: "Describe an environment as it is now",
+		Long: `Describe an environment as it is now: where it is reached, what it declares about
+itself and, with --local, what can be seen of this machine. If nothing changed
+since the last time, its document stays the one it was, and so do certificates.`,
+		Example: "  assay env register prod-eu --url http://10.1.2.3:8000 --model credit --version 1.4.0 --label region=eu-central-1",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			tg, err := conformance.Open(t)
+			if err != nil {
+				return err
+			}
+			d, err := tg.Describe(cmd.Context())
+			if err != nil {
+				return remedy(fmt.Errorf("environment %s: %w", args[0], err), "start it, or correct --url, --model and --version")
+			}
+			e := attest.Environment{Name: args[0], Target: t, Labels: labels, Fingerprint: fingerprint.Declared(d), RecordedAt: time.Now().UTC().Truncate(time.Second)}
+			if local {
+				maps.Copy(e.Fingerprint, fingerprint.Local())
+			}
+			repo, _, err := g.repository(attest.EnvironmentRepository(args[0]) + ":" + environmentTag)
+			if err != nil {
+				return err
+			}
+			state := "registered"
+			old, desc, err := g.environment(cmd.Context(), args[0])
+			switch {
+			case err == nil && len(attest.Diff(old, e)) == 0:
+				return g.printEnvironment(old, desc, "unchanged")
+			case err == nil:
+				state = fmt.Sprintf("changed (%d fields; 'assay env diff %s' says which)", len(attest.Diff(old, e)), args[0])
+			case !errors.Is(err, errdef.ErrNotFound):
+				return err
+			}
+			a, err := conformance.EnvironmentArtifact(e)
+			if err != nil {
+				return err
+			}
+			// The second tag keeps the document when the first moves on.
+			if err := g.pushDocument(cmd.Context(), repo, a, environmentTag, e.RecordedAt.Format("20060102T150405Z")); err != nil {
+				return err
+			}
+			return g.printEnvironment(e, a.Descriptor, state)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&t.Protocol, "protocol", oip.Name, "how it is spoken to")
+	f.StringVar(&t.URL, "url", "", "where it is reached")
+	f.StringVar(&t.Model, "model", "", "the model's name there")
+	f.StringVar(&t.Version, "version", "", "the version that must answer")
+	f.StringToStringVar(&labels, "label", nil, "labels, KEY=VALUE")
+	f.BoolVar(&local, "local", false, "the model is served on this machine: add what can be seen of it")
+	c.MarkFlagRequired("url")
+	c.MarkFlagRequired("model")
+	return c
+}
+
+// environment returns the current document of an environment.
+func (g *globals) environment(ctx context.Context, name string) (attest.Environment, ocispec.Descriptor, error) {
+	repo, _, err := g.repository(attest.EnvironmentRepository(name) + ":" + environmentTag)
+	if err != nil {
+		return attest.Environment{}, ocispec.Descriptor{}, err
+	}
+	desc, err := repo.Resolve(ctx, environmentTag)
+	if errors.Is(err, errdef.ErrNotFound) {
+		return attest.Environment{}, desc, remedy(fmt.Errorf("environment %s: %w", name, errdef.ErrNotFound), "assay env register %s --url … --model …", name)
+	}
+	if err != nil {
+		return attest.Environment{}, desc, g.explain(err, "environment "+name)
+	}
+	e, err := conformance.ReadEnvironment(ctx, g.fetcher(repo), desc)
+	return e, desc, err
+}
+
+func (g *globals) printEnvironment(e attest.Environment, desc ocispec.Descriptor, state string) error {
+	return g.print(struct {
+		Digest   string             `json:"digest"`
+		State    string             `json:"state"`
+		Document attest.Environment `json:"document"`
+	}{string(desc.Digest), state, e}, func(w io.Writer) {
+		fmt.Fprintf(w, "environment %s: %s\n  document %s\n  target   %s at %s, model %s %s\n", e.Name, state, desc.Digest, e.Target.Protocol, e.Target.URL, e.Target.Model, e.Target.Version)
+		for _, k := range slices.Sorted(maps.Keys(e.Labels)) {
+			fmt.Fprintf(w, "  label    %s = %s\n", k, e.Labels[k])
+		}
+		for _, k := range slices.Sorted(maps.Keys(e.Fingerprint)) {
+			f := e.Fingerprint[k]
+			value := f.Value
+			if len(value) > 60 {
+				value = value[:60] + "…"
+			}
+			fmt.Fprintf(w, "  %-11s %s = %s\n", f.Assurance, k, value)
+		}
+	})
+}
+
+func newEnvShowCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show NAME",
+		Short:   "Show what an environment is now",
+		Long:    "Show what an environment is now, and how each part of it is known.",
+		Example: "  assay env show prod-eu",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			e, desc, err := g.environment(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return g.printEnvironment(e, desc, "current")
+		},
+	}
+}
+
+func newEnvDiffCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "diff NAME [TAG [TAG]]",
+		Short: "Show what changed in an environment, and what that voids",
+		Long: `Show what changed between two documents of an environment: by default between
+the last but one and the current one. A hard change voids certificates.`,
+		Example: "  assay env diff prod-eu",
+		Args:    cobra.RangeArgs(1, 3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			repo, _, err := g.repository(attest.EnvironmentRepository(args[0]))
+			if err != nil {
+				return err
+			}
+			tags := args[1:]
+			if len(tags) < 2 {
+				var all []string
+				if err := repo.Tags(cmd.Context(), "", func(page []string) error { all = append(all, page...); return nil }); err != nil {
+					return g.explain(err, "environment "+args[0])
+				}
+				all = slices.DeleteFunc(all, func(t string) bool { return t == environmentTag })
+				if len(all) < 2 && len(tags) == 0 {
+					return remedy(fmt.Errorf("%s has one document only", args[0]), "register it again after a change")
+				}
+				if len(tags) == 0 {
+					tags = []string{all[len(all)-2]}
+				}
+				tags = append(tags, environmentTag)
+			}
+			var docs [2]attest.Environment
+			for i, t := range tags[:2] {
+				desc, err := repo.Resolve(cmd.Context(), t)
+				if err != nil {
+					return g.explain(err, args[0]+" as "+t)
+				}
+				if docs[i], err = conformance.ReadEnvironment(cmd.Context(), g.fetcher(repo), desc); err != nil {
+					return err
+				}
+			}
+			changes := attest.Diff(docs[0], docs[1])
+			return g.print(changes, func(w io.Writer) {
+				rows := [][]string{{"FIELD", "WAS", "IS", "TRIGGER"}}
+				for _, c := range changes {
+					rows = append(rows, []string{c.Field, c.Old, c.New, string(c.Trigger)})
+				}
+				table(w, rows)
+			})
+		},
+	}
+}
+
+func newEnvListCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List the environments",
+		Long:    "List the environments that are registered.",
+		Example: "  assay env list",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var answer pb.ListEnvironmentsResponse
+			if err := g.api(cmd.Context(), "GET", "environments", nil, nil, &answer); err != nil {
+				return err
+			}
+			return g.printProto(&answer, func(w io.Writer) { fmt.Fprintln(w, strings.Join(answer.Names, "\n")) })
+		},
+	}
+}

@@ -1,0 +1,337 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+	"oras.land/oras-go/v2/registry/remote"
+
+	"github.com/assay-dev/assay/conformance"
+	"github.com/assay-dev/assay/verify"
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+func newReplayCommand(g *globals) *cobra.Command {
+	var suiteRef, env, dir, tag string
+	var concurrency, retries int
+	var timeout time.Duration
+	c := &cobra.Command{
+		Use:   "replay REFERENCE --suite SUITE --env NAME",
+		Short: "Measure an environment with a golden suite",
+		Long: `Ask an environment all questions of a suite, and push what was seen: every
+attempt, with its bytes and times. The plan is pushed first, so that a replay
+nobody likes cannot be left out unnoticed.
+
+An interrupted replay goes on where it was, if it is started again with the same
+--dir. The exit status is that of 'assay judge': 0 certified, 3 rejected, 4
+inconclusive.`,
+		Example: "  assay replay credit/scorer:1.4.0 --suite credit/suite:1 --env prod-eu",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			if dir == "" {
+				temporary, err := os.MkdirTemp("", "assay-replay-")
+				if err != nil {
+					return err
+				}
+				defer os.RemoveAll(temporary)
+				dir = temporary
+			}
+			repo, model, err := g.resolve(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			suiteRepo, suiteDesc, err := g.resolve(ctx, suiteRef)
+			if err != nil {
+				return err
+			}
+			suite, err := conformance.ReadSuite(ctx, g.fetcher(suiteRepo), suiteDesc)
+			if err != nil {
+				return err
+			}
+			environment, envDesc, err := g.environment(ctx, env)
+			if err != nil {
+				return err
+			}
+			tg, err := conformance.Open(environment.Target)
+			if err != nil {
+				return err
+			}
+			if _, err := tg.Describe(ctx); err != nil {
+				return remedy(fmt.Errorf("environment %s does not answer, nothing was planned: %w", env, err), "start it, or register where it is now: assay env register %s", env)
+			}
+			plan, planDesc, err := g.plan(ctx, repo, dir, model, func() (attest.Plan, error) {
+				criteria, err := criteriaOf(suite)
+				if err != nil {
+					return attest.Plan{}, err
+				}
+				return conformance.NewPlan(conformance.PlanOptions{
+					Model: model.Digest, Suite: suite, SuiteDigest: suiteDesc.Digest, CriteriaDigest: criteria,
+					Environment: environment, EnvironmentDigest: envDesc.Digest,
+					Concurrency: concurrency, Timeout: timeout, Retries: retries, Now: time.Now(),
+				})
+			})
+			if err != nil {
+				return err
+			}
+			// The suite's own repository may be another one: the replay's must
+			// hold what the verdict is made again from.
+			if suiteRepo.Reference.Repository != repo.Reference.Repository {
+				a, err := suite.Artifact()
+				if err != nil {
+					return err
+				}
+				if err := g.pushDocument(ctx, repo, a); err != nil {
+					return err
+				}
+			}
+			bar := g.progress("replaying "+env, int64(len(suite.Cases)), false)
+			replay, observations, err := conformance.Replay(ctx, suite, plan, planDesc, tg, conformance.ReplayOptions{
+				Dir: dir, Clock: time.Now, Progress: func(n int) { bar.Add(int64(n)) },
+			})
+			bar.Stop()
+			if errors.Is(err, context.Canceled) {
+				return remedy(err, "go on with the same --dir %s", dir)
+			}
+			if err != nil {
+				return err
+			}
+			record := &conformance.Replayed{Suite: suite, Plan: plan, PlanDigest: planDesc, Environment: environment, Replay: replay, Observations: observations}
+			a, err := record.Artifact(model)
+			if err != nil {
+				return err
+			}
+			var tags []string
+			if tag != "" {
+				tags = []string{tag}
+			}
+			if err := g.pushDocument(ctx, repo, a, tags...); err != nil {
+				return err
+			}
+			report, err := conformance.Judge(record)
+			if err != nil {
+				return err
+			}
+			return g.printReport(repo.Reference.Repository+"@"+string(a.Descriptor.Digest), report)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&suiteRef, "suite", "", "the suite to measure with")
+	f.StringVar(&env, "env", "", "the environment to measure")
+	f.StringVar(&dir, "dir", "", "keep the observations here while they are made, to go on after an interruption")
+	f.StringVar(&tag, "tag", "", "a tag for the replay")
+	f.IntVar(&concurrency, "concurrency", 1, "how many questions are asked at once")
+	f.IntVar(&retries, "retries", 0, "ask again that often when no answer comes: recorded, never judged")
+	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for an answer")
+	c.MarkFlagRequired("suite")
+	c.MarkFlagRequired("env")
+	return c
+}
+
+func criteriaOf(s *conformance.Suite) (digest.Digest, error) {
+	raw, err := attest.Marshal(s.Criteria)
+	return digest.FromBytes(raw), err
+}
+
+// plan pushes the plan of a replay before anything is asked, or takes up the
+// one that an interrupted replay left in dir.
+func (g *globals) plan(ctx context.Context, repo *remote.Repository, dir string, model ocispec.Descriptor, make func() (attest.Plan, error)) (attest.Plan, digest.Digest, error) {
+	file := filepath.Join(dir, "plan.json")
+	var plan attest.Plan
+	raw, err := os.ReadFile(file)
+	if err == nil {
+		err = attest.Unmarshal(raw, &plan)
+	} else {
+		if plan, err = make(); err == nil {
+			raw, err = attest.Marshal(plan)
+		}
+		if err == nil {
+			err = errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(file, raw, 0o644))
+		}
+	}
+	if err != nil {
+		return plan, "", err
+	}
+	a, err := conformance.PlanArtifact(plan, model)
+	if err != nil {
+		return plan, "", err
+	}
+	return plan, a.Descriptor.Digest, g.pushDocument(ctx, repo, a)
+}
+
+// printReport prints a report, and returns the status of its verdict.
+func (g *globals) printReport(replay string, r attest.Report) error {
+	err := g.print(struct {
+		Replay string        `json:"replay"`
+		Report attest.Report `json:"report"`
+	}{replay, r}, func(w io.Writer) {
+		conformance.WriteReport(w, r)
+		fmt.Fprintf(w, "  replay %s\n", replay)
+	})
+	if err != nil {
+		return err
+	}
+	return verdict(verdictStatus(r.Verdict))
+}
+
+func verdictStatus(v attest.Verdict) int {
+	switch v {
+	case attest.Certified:
+		return exitOK
+	case attest.Rejected:
+		return exitDenied
+	}
+	return exitNoEvidence
+}
+
+// replayed reads a replay with everything that its verdict follows from.
+func (g *globals) replayed(ctx context.Context, ref string) (*remote.Repository, ocispec.Descriptor, *conformance.Replayed, []byte, error) {
+	repo, desc, err := g.resolve(ctx, ref)
+	if err != nil {
+		return nil, desc, nil, nil, err
+	}
+	r, kept, err := conformance.ReadReplayed(ctx, g.fetcher(repo), desc, func(ctx context.Context, d digest.Digest) (ocispec.Descriptor, error) {
+		return repo.Resolve(ctx, string(d))
+	})
+	return repo, desc, r, kept, err
+}
+
+func newJudgeCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "judge REPLAY",
+		Short: "Make the verdict of a replay again",
+		Long: `Make the verdict of a replay again, from what was observed. Nothing is asked of
+the environment. The report comes out the same to the byte, or that is an error.
+
+The exit status is 0 for CERTIFIED, 3 for REJECTED and 4 for INCONCLUSIVE.`,
+		Example: "  assay judge credit/scorer@sha256:…",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			repo, desc, r, kept, err := g.replayed(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			report, err := conformance.Judge(r)
+			if err != nil {
+				return err
+			}
+			again, err := attest.Marshal(report)
+			if err != nil {
+				return err
+			}
+			if string(again) != string(kept) {
+				return fmt.Errorf("the report that is stored with %s is not what judging it gives", args[0])
+			}
+			return g.printReport(repo.Reference.Repository+"@"+string(desc.Digest), report)
+		},
+	}
+}
+
+func newCertifyCommand(g *globals) *cobra.Command {
+	var key, tag string
+	var valid time.Duration
+	c := &cobra.Command{
+		Use:   "certify REPLAY",
+		Short: "Judge a replay again, and sign the outcome",
+		Long: `Judge a replay again, and sign the outcome: a certificate about the model if it is
+CERTIFIED, else a refusal about the replay, in a form that no Sigstore client
+takes for a signature of the model.
+
+The exit status is 0 for a certificate, 3 for REJECTED and 4 for INCONCLUSIVE.`,
+		Example: "  assay certify --key keys/conformance.key credit/scorer@sha256:…",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			k, err := loadKey(key)
+			if err != nil {
+				return err
+			}
+			repo, desc, r, kept, err := g.replayed(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			report, certificate, refusal, err := conformance.Certify(r, kept, conformance.CertifyOptions{Replay: desc.Digest, Validity: valid, Now: time.Now()})
+			if err != nil {
+				return err
+			}
+			model, err := report.Model.Digest.OCI()
+			if err != nil {
+				return err
+			}
+			var ref *verify.Referrer
+			if certificate != nil {
+				subject, err := repo.Resolve(ctx, string(model))
+				if err != nil {
+					return g.explain(err, "the model")
+				}
+				statement, err := attest.NewStatement(model, certificate)
+				if err != nil {
+					return err
+				}
+				if ref, err = g.attachBundle(ctx, repo, subject, k, statement, attest.PredicateCertificate); err != nil {
+					return err
+				}
+			} else {
+				statement, err := attest.NewStatement(desc.Digest, refusal)
+				if err != nil {
+					return err
+				}
+				envelope, err := verify.SignRefusal(k, statement)
+				if err != nil {
+					return err
+				}
+				if ref, err = verify.AttachRefusal(desc, envelope, time.Now()); err != nil {
+					return err
+				}
+				if err := g.pushReferrer(ctx, repo, ref); err != nil {
+					return err
+				}
+			}
+			if tag != "" {
+				if err := g.pushArtifact(ctx, repo, ref.Descriptor, ref.Manifest, nil, tag); err != nil {
+					return err
+				}
+			}
+			err = g.print(struct {
+				Environment string         `json:"environment"`
+				Verdict     attest.Verdict `json:"verdict"`
+				Claim       string         `json:"claim"`
+				Difference  string         `json:"difference"`
+				Statement   digest.Digest  `json:"statement"`
+				NotAfter    *time.Time     `json:"notAfter,omitempty"`
+			}{report.EnvironmentName, report.Verdict, report.Claim, report.Difference, ref.Descriptor.Digest, notAfter(certificate)}, func(w io.Writer) {
+				what := "refusal"
+				if certificate != nil {
+					what = "certificate"
+				}
+				fmt.Fprintf(w, "%s  %s\n  %s\n  difference: %s\n  %s %s\n", report.Verdict, report.EnvironmentName, report.Claim, report.Difference, what, ref.Descriptor.Digest)
+				if t := notAfter(certificate); t != nil {
+					fmt.Fprintf(w, "  valid until %s\n", t.Format(time.RFC3339))
+				}
+			})
+			if err != nil {
+				return err
+			}
+			return verdict(verdictStatus(report.Verdict))
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "the private key file, of the role conformance")
+	c.Flags().StringVar(&tag, "tag", "", "a tag for the certificate or refusal")
+	c.Flags().DurationVar(&valid, "valid", conformance.DefaultValidity, "how long a certificate holds")
+	return c
+}
+
+func notAfter(c *attest.Certificate) *time.Time {
+	if c == nil {
+		return nil
+	}
+	return &c.Validity.NotAfter
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/assay-dev/assay/conformance"
+	"github.com/assay-dev/assay/conformance/stats"
+	"github.com/assay-dev/assay/conformance/target/oip"
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+func newSuiteCommand(g *globals) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "suite",
+		Short: "Record golden suites and look at them",
+		Long:  "Record golden inputs, and what the reference environment answers to them, as a suite that every environment is measured with.",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	c.AddCommand(newSuiteRecordCommand(g), newSuiteShowCommand(g))
+	return c
+}
+
+type suiteOptions struct {
+	cases, model, classification string
+	target                       attest.Target
+	margin, alpha, beta          float64
+	allowed, border              int
+	labels                       []string
+	threshold                    float64
+	thresholdIndex               int
+	output                       string
+	absolute, relative, noise    float64
+}
+
+func newSuiteRecordCommand(g *globals) *cobra.Command {
+	var o suiteOptions
+	c := &cobra.Command{
+		Use:   "record REFERENCE",
+		Short: "Record a suite from the reference environment, and push it",
+		Long: `Draw cases from a file, ask the reference environment, measure its noise floor,
+and push the suite under REFERENCE.
+
+How many claim cases there are follows from the claim: with --margin 0.01 and no
+flip allowed it takes 299 to exclude a flip rate of 1 % with 95 % confidence.
+Border cases are those nearest to the decision: they detect, and enter no rate.
+
+The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
+"shape":[…], "data":[…]}}, "label":…, "slice":{…}}.`,
+		Example: `  assay suite record credit/suite:1 --model credit/scorer:1.4.0 --url http://127.0.0.1:8000 --name credit --version 1.4.0 \
+      --cases cases.jsonl --labels decline,approve --threshold 0.5 --classification synthetic`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return recordSuite(cmd, g, args[0], o) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.cases, "cases", "", "the file with the cases (JSON lines)")
+	f.StringVar(&o.model, "model", "", "the model version that the reference serves")
+	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
+	f.StringVar(&o.target.Protocol, "protocol", oip.Name, "how the reference is spoken to")
+	f.StringVar(&o.target.URL, "url", "", "where the reference is reached")
+	f.StringVar(&o.target.Model, "name", "", "the model's name there")
+	f.StringVar(&o.target.Version, "version", "", "the version that must answer")
+	f.Float64Var(&o.margin, "margin", 0.01, "the flip rate that a certificate excludes")
+	f.Float64Var(&o.alpha, "alpha", 0.05, "the probability of certifying an environment at the margin")
+	f.Float64Var(&o.beta, "beta", 0.2, "the probability by which the detectable rate is stated")
+	f.IntVar(&o.allowed, "allowed", 0, "how many claim cases may flip")
+	f.IntVar(&o.border, "border", 40, "how many border cases to add")
+	f.StringVar(&o.output, "output", "probabilities", "the output that decides")
+	f.StringSliceVar(&o.labels, "labels", nil, "the decisions, in the order of the output's elements; for a threshold the one below and the one above it")
+	f.Float64Var(&o.threshold, "threshold", 0, "decide by comparing an element to this")
+	f.IntVar(&o.thresholdIndex, "threshold-index", 1, "which element")
+	f.Float64Var(&o.absolute, "absolute", 1e-5, "absolute tolerance of numbers")
+	f.Float64Var(&o.relative, "relative", 1.3e-6, "relative tolerance of numbers (default: PyTorch's for FP32)")
+	f.Float64Var(&o.noise, "noise-factor", 8, "the tolerance is at least this many times the reference's noise floor")
+	for _, name := range []string{"cases", "model", "url", "name", "labels", "classification"} {
+		c.MarkFlagRequired(name)
+	}
+	return c
+}
+
+func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) error {
+	ctx := cmd.Context()
+	repo, tag, err := g.repository(ref)
+	if err != nil {
+		return err
+	}
+	if tag == "" {
+		return usagef("%q has no tag to push to", ref)
+	}
+	_, model, err := g.resolve(ctx, o.model)
+	if err != nil {
+		return err
+	}
+	n, err := stats.SmallestN(o.allowed, o.margin, o.alpha)
+	if err != nil {
+		return usagef("%w", err)
+	}
+	file, err := os.Open(o.cases)
+	if err != nil {
+		return remedy(err, "name the file with --cases")
+	}
+	defer file.Close()
+	candidates, err := conformance.ReadCandidates(file)
+	if err != nil {
+		return err
+	}
+	decision := attest.Decision{Kind: attest.DecideLabel, Labels: o.labels}
+	if cmd.Flags().Changed("threshold") {
+		decision = attest.Decision{Kind: attest.DecideThreshold, Labels: o.labels, Index: o.thresholdIndex, Threshold: o.threshold}
+	}
+	criteria := attest.Criteria{
+		Version: 1,
+		Outputs: []attest.OutputCriteria{{Output: o.output, Absolute: o.absolute, Relative: o.relative, NoiseFactor: o.noise, Decision: decision}},
+		Plan:    attest.BinomialPlan{Margin: o.margin, Alpha: o.alpha, Beta: o.beta, N: n, Allowed: o.allowed},
+	}
+	if err := criteria.Validate(); err != nil {
+		return usagef("%w", err)
+	}
+	tg, err := conformance.Open(o.target)
+	if err != nil {
+		return err
+	}
+	opt := conformance.RecordOptions{
+		Name: repo.Reference.Repository + ":" + tag, Model: attest.ResourceOf("", model.Digest), Target: o.target, Candidates: candidates,
+		Claim: n, Border: o.border, Criteria: criteria, DataClassification: o.classification, Clock: time.Now,
+	}
+	bar := g.progress("recording", int64(opt.Requests()), false)
+	opt.Progress = func(n int) { bar.Add(int64(n)) }
+	suite, err := conformance.Record(ctx, tg, opt)
+	bar.Stop()
+	if err != nil {
+		return err
+	}
+	a, err := suite.Artifact()
+	if err != nil {
+		return err
+	}
+	if err := g.pushDocument(ctx, repo, a, tag); err != nil {
+		return err
+	}
+	return printSuite(g, suite, string(a.Descriptor.Digest))
+}
+
+func printSuite(g *globals, s *conformance.Suite, digest string) error {
+	return g.print(struct {
+		Digest   string          `json:"digest"`
+		Document attest.Suite    `json:"document"`
+		Criteria attest.Criteria `json:"criteria"`
+	}{digest, s.Document, s.Criteria}, func(w io.Writer) {
+		p := s.Criteria.Plan
+		fmt.Fprintf(w, "suite %s\n  digest %s\n", s.Document.Name, digest)
+		fmt.Fprintf(w, "  %d claim cases and %d border cases of %s data, recorded from %s version %s (%s)\n",
+			s.Document.Claim, s.Document.Border, s.Document.DataClassification, s.Document.Reference.ServedModel, s.Document.Reference.ServedVersion, s.Document.Reference.Platform)
+		fmt.Fprintf(w, "  certifies when at most %d of %d decisions flip: excludes a rate of %s with %s confidence\n", p.Allowed, p.N, stats.Format(p.Margin), stats.Format(1-p.Alpha))
+		fmt.Fprintf(w, "  a rate of %s or more is refused with probability %s\n", stats.Format(stats.Detectable(p.N, p.Allowed, p.Beta)), stats.Format(1-p.Beta))
+		for _, o := range s.Document.Outputs {
+			raw, _ := json.Marshal(s.Document.Reference.Noise[o.Name])
+			fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: asked again, inputs moved by one ulp, in batches)\n", o.Name, raw, s.Document.Reference.Measured)
+		}
+	})
+}
+
+func newSuiteShowCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show REFERENCE",
+		Short:   "Show a suite",
+		Long:    "Show a suite: what it claims, how many cases it has, and the reference's noise floor.",
+		Example: "  assay suite show credit/suite:1",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			repo, desc, err := g.resolve(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			s, err := conformance.ReadSuite(cmd.Context(), g.fetcher(repo), desc)
+			if err != nil {
+				return err
+			}
+			return printSuite(g, s, string(desc.Digest))
+		},
+	}
+}

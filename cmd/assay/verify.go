@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/spf13/cobra"
+
+	"github.com/assay-dev/assay/verify"
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+func newVerifyCommand(g *globals) *cobra.Command {
+	var trustFile, layout string
+	c := &cobra.Command{
+		Use:   "verify REFERENCE",
+		Short: "Check everything that is signed about a model version",
+		Long: `Read everything that is attached to a model version, in any OCI registry or, with
+--layout, in a folder, and check it against a trust file. Nothing is asked of
+an Assay server.
+
+The exit status is 0 if a release signature verifies, 3 if not.`,
+		Example: `  assay verify --trust trust.yaml credit/scorer:1.4.0
+  assay verify --trust trust.yaml --layout ./pack credit/scorer@sha256:…`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ev, err := g.gather(cmd, args[0], trustFile, layout)
+			if err != nil {
+				return err
+			}
+			released := false
+			for _, f := range ev.Facts {
+				if _, ok := f.Verified(); ok && f.About == ev.Subject && f.PredicateType == attest.PredicateSignature {
+					released = true
+				}
+			}
+			err = g.print(struct {
+				*verify.Evidence
+				Released bool `json:"released"`
+			}{ev, released}, func(w io.Writer) {
+				rows := [][]string{{"STATEMENT", "OUTCOME", "BY", "ABOUT", "WHY"}}
+				for _, f := range ev.Facts {
+					rows = append(rows, []string{predicateName(f.PredicateType), f.Outcome, f.Identity, short(string(f.About)), f.Message})
+				}
+				table(w, rows)
+				if released {
+					fmt.Fprintf(w, "%s@%s is released\n", ev.Repository, ev.Subject)
+				} else {
+					fmt.Fprintf(w, "%s@%s is NOT released: no release signature verifies\n", ev.Repository, ev.Subject)
+				}
+			})
+			if err == nil && !released {
+				err = verdict(exitDenied)
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&trustFile, "trust", "trust.yaml", "the trust file")
+	c.Flags().StringVar(&layout, "layout", "", "read from an OCI image layout in this folder")
+	return c
+}
+
+// gather reads the evidence about a model, from its registry or from a folder.
+func (g *globals) gather(cmd *cobra.Command, ref, trustFile, layout string) (*verify.Evidence, error) {
+	raw, err := os.ReadFile(trustFile)
+	if err != nil {
+		return nil, remedy(err, "name the trust file with --trust")
+	}
+	trust, err := verify.ParseTrust(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", trustFile, err)
+	}
+	opt := verify.GatherOptions{Trust: trust, Now: time.Now()}
+	if layout != "" {
+		name, d, ok := strings.Cut(ref, "@")
+		if !ok || digest.Digest(d).Validate() != nil {
+			return nil, usagef("with --layout write REPOSITORY@DIGEST")
+		}
+		opt.Repository = name
+		src, err := verify.Layout(cmd.Context(), layout)
+		if err != nil {
+			return nil, err
+		}
+		return verify.Gather(cmd.Context(), src, digest.Digest(d), opt)
+	}
+	repo, desc, err := g.resolve(cmd.Context(), ref)
+	if err != nil {
+		return nil, err
+	}
+	opt.Repository = repo.Reference.Repository
+	return verify.Gather(cmd.Context(), verify.Repository(repo), desc.Digest, opt)
+}
+
+// predicateName is the short name of a predicate type.
+func predicateName(uri string) string {
+	switch uri {
+	case attest.PredicateSignature:
+		return "release"
+	case attest.PredicateProvenance:
+		return "provenance"
+	case attest.PredicateTestResult:
+		return "test result"
+	case "":
+		return "?"
+	}
+	parts := strings.Split(uri, "/")
+	if attest.IsOurs(uri) && len(parts) > 2 {
+		return parts[len(parts)-2]
+	}
+	return uri
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	pb "github.com/assay-dev/assay/proto/assay/v1"
+)
+
+func newVersionsCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:     "versions [REPOSITORY]",
+		Short:   "List the versions of a model, or the repositories",
+		Long:    "List the numbered versions of a repository, the newest first; without one, the repositories.",
+		Example: "  assay versions credit/scorer",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return listRepositories(cmd, g)
+			}
+			all := &pb.ListVersionsResponse{}
+			q := url.Values{"repository": {args[0]}}
+			for {
+				var page pb.ListVersionsResponse
+				if err := g.api(cmd.Context(), "GET", "versions", q, nil, &page); err != nil {
+					return remedy(err, "'assay versions' lists the repositories")
+				}
+				all.Versions = append(all.Versions, page.Versions...)
+				if page.NextPageToken == "" {
+					break
+				}
+				q.Set("page_token", page.NextPageToken)
+			}
+			return g.printProto(all, func(w io.Writer) {
+				rows := [][]string{{"VERSION", "TAGS", "DIGEST", "BORN", "LEAF"}}
+				for _, v := range all.Versions {
+					rows = append(rows, []string{fmt.Sprint(v.Number), strings.Join(v.Tags, ","), short(v.Digest), v.BornAt.AsTime().Format("2006-01-02 15:04:05Z"), fmt.Sprint(v.LogIndex)})
+				}
+				table(w, rows)
+			})
+		},
+	}
+}
+
+func listRepositories(cmd *cobra.Command, g *globals) error {
+	all := &pb.ListRepositoriesResponse{}
+	q := url.Values{}
+	for {
+		var page pb.ListRepositoriesResponse
+		if err := g.api(cmd.Context(), "GET", "repositories", q, nil, &page); err != nil {
+			return err
+		}
+		all.Repositories = append(all.Repositories, page.Repositories...)
+		if page.NextPageToken == "" {
+			break
+		}
+		q.Set("page_token", page.NextPageToken)
+	}
+	return g.printProto(all, func(w io.Writer) {
+		for _, r := range all.Repositories {
+			fmt.Fprintln(w, r)
+		}
+	})
+}
+
+func newShowCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show REFERENCE",
+		Short:   "Show a model version: its files, and what is signed about it",
+		Long:    "Show a model version: its number, its files, and what verification said of every statement about it when it was pushed.",
+		Example: "  assay show credit/scorer:1.4.0",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			repo, desc, err := g.resolve(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			q := url.Values{"repository": {repo.Reference.Repository}, "reference": {string(desc.Digest)}}
+			var version pb.GetVersionResponse
+			if err := g.api(cmd.Context(), "GET", "version", q, nil, &version); err != nil {
+				return err
+			}
+			var facts pb.ListFactsResponse
+			if err := g.api(cmd.Context(), "GET", "facts", q, nil, &facts); err != nil {
+				return err
+			}
+			v := version.Version
+			return g.printProto(&pb.ListVersionsResponse{Versions: []*pb.Version{v}}, func(w io.Writer) {
+				fmt.Fprintf(w, "%s version %d (%s)\n", v.Repository, v.Number, strings.Join(v.Tags, ", "))
+				fmt.Fprintf(w, "  digest %s\n  type   %s\n  born   %s as %s, log leaf %d\n", v.Digest, v.ArtifactType, v.BornAt.AsTime().Format("2006-01-02 15:04:05Z"), v.BornAs, v.LogIndex)
+				for _, f := range v.Files {
+					fmt.Fprintf(w, "  file   %s  %s  %s\n", f.Name, byteSize(f.Size), short(f.Digest))
+				}
+				for _, f := range facts.Facts {
+					by := f.Outcome
+					if f.Identity != "" {
+						by += ", by " + f.Identity
+					}
+					fmt.Fprintf(w, "  %-12s %s, log leaf %d  %s\n", predicateName(f.PredicateType), by, f.LogIndex, f.Message)
+				}
+				if len(facts.Facts) == 0 {
+					fmt.Fprintln(w, "  nothing is signed about it: assay sign")
+				}
+			})
+		},
+	}
+}
