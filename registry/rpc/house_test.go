@@ -60,6 +60,7 @@ type house struct {
 	db       *store.MemDB
 	blobs    *store.MemBlobs
 	conn     *grpc.ClientConn
+	handler  http.Handler // of HTTP
 	url      string
 
 	mu  sync.Mutex
@@ -126,6 +127,7 @@ func newHouse(t testing.TB) *house {
 	mux := http.NewServeMux()
 	mux.Handle("/", handler)
 	mux.Handle("/log/", http.StripPrefix("/log/", Tiles(opt)))
+	h.handler = mux
 	web := httptest.NewServer(mux)
 	h.url = web.URL
 	if h.conn, err = grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
