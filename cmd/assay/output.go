@@ -146,8 +146,9 @@ func (g *globals) printError(err error) {
 }
 
 // A progress shows how far a long piece of work has come: a bar with rate and
-// remaining time on a terminal, a line per tenth elsewhere, nothing under
-// --quiet. Its methods may be called concurrently.
+// remaining time on a terminal; elsewhere, in a pipeline's log, a line per
+// tenth, but none more often than each two seconds; nothing under --quiet. Its
+// methods may be called concurrently.
 type progress struct {
 	g     *globals
 	pool  *mpb.Progress
@@ -184,15 +185,18 @@ func (g *globals) progress(label string, total int64, bytes bool) *progress {
 	return p
 }
 
-// lines prints a line whenever another tenth of the work is done.
+// lineEvery is how often a line of progress may be printed.
+const lineEvery = 2 * time.Second
+
 func (p *progress) lines() {
 	defer close(p.done)
 	start := time.Now()
+	last := start
 	var n, tenths int64
 	for d := range p.add {
 		n += d
-		if t := n * 10 / p.total; t > tenths {
-			tenths = t
+		if t := n * 10 / p.total; t > tenths && (time.Since(last) >= lineEvery || n >= p.total) {
+			tenths, last = t, time.Now()
 			fmt.Fprintf(p.g.err, "%s: %3d %% (%s of %s, %.1f s)\n", p.label, t*10, p.count(n), p.count(p.total), time.Since(start).Seconds())
 		}
 	}
