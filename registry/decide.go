@@ -5,11 +5,13 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/assay-dev/assay/registry/access"
+	"github.com/assay-dev/assay/store"
 	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 	"github.com/assay-dev/assay/verify/gate"
@@ -141,4 +143,19 @@ func stillInForce(tx *txn, trust, policy digest.Digest) error {
 		return errTrustMoved
 	}
 	return nil
+}
+
+// Decision returns the canonical bytes of a decision that was recorded.
+func (r *Registry) Decision(ctx context.Context, actor access.Actor, index int64) (body []byte, err error) {
+	if err := actor.Authorize(access.Audit, ""); err != nil {
+		return nil, err
+	}
+	err = r.view(ctx, func(rd store.Reader) error {
+		body, err = rd.Get(key("decision", number(index)))
+		if errors.Is(err, store.ErrNotFound) {
+			err = fmt.Errorf("%w: log leaf %d records no decision", ErrUnknown, index)
+		}
+		return err
+	})
+	return body, err
 }

@@ -129,10 +129,14 @@ func (r *Registry) Deployments(ctx context.Context, actor access.Actor, environm
 	if err != nil {
 		return nil, err
 	}
+	byRepository := map[string][]Version{}
 	for i := range list {
-		versions, err := r.Versions(ctx, actor, list[i].Repository)
-		if err != nil {
-			return nil, err
+		versions, ok := byRepository[list[i].Repository]
+		if !ok {
+			if versions, err = r.Versions(ctx, actor, list[i].Repository); err != nil {
+				return nil, err
+			}
+			byRepository[list[i].Repository] = versions
 		}
 		if n := slices.IndexFunc(versions, func(v Version) bool { return v.Digest == list[i].Model }); n >= 0 {
 			list[i].Tags = versions[n].Tags

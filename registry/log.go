@@ -134,10 +134,10 @@ func (r *Registry) Tile(ctx context.Context, actor access.Actor, p tlog.TilePath
 		}
 		if !p.Entries {
 			data, err = tlog.Tile(p, log.Size, hashesOf(rd))
-			if err != nil {
-				return fmt.Errorf("%w: %w", ErrUnknown, err)
+			if errors.Is(err, tlog.ErrNoTile) {
+				err = fmt.Errorf("%w: %w", ErrUnknown, err)
 			}
-			return nil
+			return err
 		}
 		first := p.Index * tlog.TileWidth
 		for i := first; i < first+int64(p.Width); i++ {

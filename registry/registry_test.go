@@ -604,9 +604,60 @@ func TestTheLogProvesIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if leaves, err := tlog.Entries(bundle); err != nil || len(leaves) != 20 {
-		t.Errorf("%d leaves in the bundle, %v", len(leaves), err)
+	note, err := h.Checkpoint(ctx, me)
+	if err != nil {
+		t.Fatal(err)
 	}
+	want, err := tlog.OpenCheckpoint(note, h.LogKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Whoever reads the tiles comes to the root that was signed; with any one
+	// byte of them changed, to another one.
+	hashes, err := h.Tile(ctx, me, tlog.TilePath{Width: 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if root, ok := rootOf(bundle, hashes); !ok || root != want.Hash {
+		t.Errorf("the tiles come to %v, the checkpoint says %v", root, want.Hash)
+	}
+	for _, tile := range [][]byte{bundle, hashes} {
+		for i := range tile {
+			tile[i] ^= 1
+			if root, ok := rootOf(bundle, hashes); ok && root == want.Hash {
+				t.Errorf("byte %d of a tile was changed, and nobody can tell", i)
+			}
+			tile[i] ^= 1
+		}
+	}
+}
+
+// rootOf reads a log of less than 256 leaves from its entries and their
+// hashes; ok is false if those disagree.
+func rootOf(entries, tile []byte) (root tlog.Hash, ok bool) {
+	leaves, err := tlog.Entries(entries)
+	if err != nil || len(leaves)*32 != len(tile) {
+		return root, false
+	}
+	var stored []tlog.Hash
+	r := tlog.HashReaderFunc(func(indexes []int64) (out []tlog.Hash, err error) {
+		for _, i := range indexes {
+			out = append(out, stored[i])
+		}
+		return out, nil
+	})
+	for i, l := range leaves {
+		if h := tlog.LeafHash(l); !bytes.Equal(h[:], tile[i*32:i*32+32]) {
+			return root, false
+		}
+		_, hs, err := tlog.StoredHashes(int64(i), l, r)
+		if err != nil {
+			return root, false
+		}
+		stored = append(stored, hs...)
+	}
+	root, err = tlog.TreeHash(int64(len(leaves)), r)
+	return root, err == nil
 }
 
 // A change of the record without an event, an event without a change, and a
@@ -967,6 +1018,9 @@ func TestDecisionsAreRecorded(t *testing.T) {
 	deny1, deny2 := decide("1.3.0"), decide("1.3.0")
 	if deny1.Allow || deny1.LogIndex == deny2.LogIndex {
 		t.Errorf("denies share a leaf, or allow: %+v", deny1.Decision)
+	}
+	if body, err := h.Decision(ctx, me, deny1.LogIndex); err != nil || !bytes.Contains(body, []byte(`"allow":false`)) {
+		t.Errorf("the recorded decision: %s, %v", body, err)
 	}
 	h.advance(2 * time.Hour)
 	if later := decide("1.4.0"); later.LogIndex == first.LogIndex {

@@ -271,13 +271,14 @@ func (p TilePath) String() string {
 // Tile returns the hashes of a tile, one after another.
 func Tile(p TilePath, size int64, r HashReader) ([]byte, error) {
 	t := tlog.Tile{H: TileHeight, L: p.Level, N: p.Index, W: p.Width}
-	if p.Level > 7 || (p.Index*TileWidth+int64(p.Width))<<(p.Level*TileHeight) > size {
-		return nil, fmt.Errorf("%w: tile %s of a log of %d leaves", errNoTile, p, size)
+	if p.Level > 7 || p.Index*TileWidth+int64(p.Width) > size>>(p.Level*TileHeight) {
+		return nil, fmt.Errorf("%w: tile %s of a log of %d leaves", ErrNoTile, p, size)
 	}
 	return tlog.ReadTileData(t, r)
 }
 
-var errNoTile = errors.New("the log is not that large yet")
+// ErrNoTile says that the log is not large enough for a tile.
+var ErrNoTile = errors.New("the log is not that large yet")
 
 // AppendEntry appends a leaf to an entry bundle.
 //

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"testing"
 
@@ -204,9 +205,9 @@ func TestTilesHoldTheLeafHashes(t *testing.T) {
 			t.Fatalf("hash %d of the tile is not that of leaf %d", i, 256+i)
 		}
 	}
-	for _, p := range []TilePath{{Index: 1, Width: 45}, {Index: 2, Width: 1}, {Level: 1, Index: 0, Width: 2}, {Level: 9, Width: 1}} {
-		if _, err := Tile(p, 300, m); err == nil {
-			t.Errorf("tile %s of a log of 300 leaves", p)
+	for _, p := range []TilePath{{Index: 1, Width: 45}, {Index: 2, Width: 1}, {Level: 1, Index: 0, Width: 2}, {Level: 9, Width: 1}, {Level: 7, Width: 256}, {Index: 1 << 50, Width: 256}} {
+		if _, err := Tile(p, 300, m); !errors.Is(err, ErrNoTile) {
+			t.Errorf("tile %s of a log of 300 leaves: %v", p, err)
 		}
 	}
 }

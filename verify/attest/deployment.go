@@ -36,6 +36,9 @@ func (d Deployment) Validate() error {
 		return errors.New("statedBy is missing")
 	case d.From.IsZero():
 		return errors.New("from is missing")
+	case d.From.Year() < 1970 || d.From.Year() > 2261:
+		// Nanoseconds of the Unix epoch, by which deployments are ordered.
+		return fmt.Errorf("from is in the year %d: only 1970 to 2261 can be recorded", d.From.Year())
 	}
 	if _, err := d.Environment.Digest.OCI(); err != nil {
 		return fmt.Errorf("environment: %w", err)

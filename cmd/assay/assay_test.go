@@ -1,0 +1,304 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// The stories in testdata run the real program, the real clients (oras, crane
+// and cosign, built by 'make tools') and the example's model server.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"assay": func() {
+			os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+		},
+	})
+}
+
+// toolsDir is where 'make tools' builds.
+func toolsDir() string {
+	if dir := os.Getenv("ASSAY_TOOLS"); dir != "" {
+		return dir
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(cache, "assay", "tools")
+}
+
+// modelServer is the example's server, built once.
+var modelServer = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "assay-test-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "gomlx-oip")
+	cmd := exec.Command("go", "build", "-o", path, ".")
+	cmd.Dir = filepath.Join("..", "..", "examples", "environments", "gomlx")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("building the example's model server: %w\n%s", err, out)
+	}
+	return path, err
+})
+
+func TestStories(t *testing.T) {
+	examples, err := filepath.Abs("../../examples")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("MODELS", filepath.Join(examples, "models"))
+			env.Setenv("COSIGN_PASSWORD", "")
+			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("PATH", env.Getenv("PATH")+":"+toolsDir())
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			name, ok := strings.CutPrefix(cond, "tool:")
+			if !ok {
+				return false, fmt.Errorf("unknown condition %q", cond)
+			}
+			if _, err := os.Stat(filepath.Join(toolsDir(), name)); err == nil {
+				return true, nil
+			}
+			if os.Getenv("CI") != "" {
+				return false, fmt.Errorf("%s is not built: run 'make tools'", name)
+			}
+			return false, nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"serve": serve, "stop": stop, "environment": environment, "status": status, "state": state, "setenv": setFromFile, "flip": flip,
+		},
+	})
+}
+
+// start runs a program in the background until the end of the story.
+func start(ts *testscript.TestScript, name string, args ...string) *exec.Cmd {
+	cmd := exec.Command(name, args...)
+	cmd.Dir = ts.Getenv("WORK")
+	log, err := os.Create(ts.MkAbs(filepath.Base(name) + fmt.Sprint(time.Now().UnixNano()) + ".log"))
+	ts.Check(err)
+	cmd.Stdout, cmd.Stderr = log, log
+	ts.Check(cmd.Start())
+	ts.Defer(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		log.Close()
+	})
+	return cmd
+}
+
+func await(ts *testscript.TestScript, file string) string {
+	for range 300 {
+		if raw, err := os.ReadFile(ts.MkAbs(file)); err == nil && len(raw) > 0 {
+			return strings.TrimSpace(string(raw))
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	ts.Fatalf("%s was not written", file)
+	return ""
+}
+
+var servers sync.Map // of *exec.Cmd by work directory
+
+// serve starts a server on the data in ./data and sets ASSAY_SERVER and HOST.
+func serve(ts *testscript.TestScript, neg bool, args []string) {
+	os.Remove(ts.MkAbs("ready.json"))
+	program, err := exec.LookPath("assay")
+	ts.Check(err)
+	cmd := start(ts, program, append([]string{"serve", "--addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0", "--data", "data", "--reserve", "1048576", "--ready-file", "ready.json"}, args...)...)
+	servers.Store(ts.Getenv("WORK"), cmd)
+	var a addresses
+	ts.Check(json.Unmarshal([]byte(await(ts, "ready.json")), &a))
+	ts.Setenv("ASSAY_SERVER", a.HTTP)
+	ts.Setenv("HOST", strings.TrimPrefix(a.HTTP, "http://"))
+}
+
+// stop ends the server: by SIGTERM, or as "stop kill" by SIGKILL.
+func stop(ts *testscript.TestScript, neg bool, args []string) {
+	v, ok := servers.LoadAndDelete(ts.Getenv("WORK"))
+	if !ok {
+		ts.Fatalf("no server is running")
+	}
+	cmd := v.(*exec.Cmd)
+	if slices.Contains(args, "kill") {
+		ts.Check(cmd.Process.Kill())
+	} else {
+		ts.Check(cmd.Process.Signal(syscall.SIGTERM))
+	}
+	cmd.Wait()
+}
+
+// environment NAME MODEL [FLAGS...] starts the model server and sets the
+// variable NAME to its address.
+func environment(ts *testscript.TestScript, neg bool, args []string) {
+	program, err := modelServer()
+	ts.Check(err)
+	file := args[0] + ".port"
+	os.Remove(ts.MkAbs(file))
+	start(ts, program, append([]string{"--model", filepath.Join(ts.Getenv("MODELS"), args[1]), "--name", "credit", "--version", "1.4.0", "--port-file", ts.MkAbs(file), "--threads", "1"}, args[2:]...)...)
+	ts.Setenv(args[0], "http://"+await(ts, file))
+}
+
+// status CODE COMMAND... runs a command that must end with that status.
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	var want int
+	fmt.Sscan(args[0], &want)
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("%v ended with status %d, want %d", args[1:], got, want)
+	}
+}
+
+// state FILE writes what the server holds: the signed log and all blobs.
+func state(ts *testscript.TestScript, neg bool, args []string) {
+	var b strings.Builder
+	ts.Check(ts.Exec("assay", "log", "checkpoint"))
+	b.WriteString(ts.ReadFile("stdout"))
+	ts.Check(filepath.WalkDir(ts.MkAbs("data/blobs"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			fmt.Fprintln(&b, filepath.Base(path))
+		}
+		return err
+	}))
+	// The signature is over the same text, but may come in other bytes.
+	text := regexp.MustCompile(`(?m)^— .*$`).ReplaceAllString(b.String(), "")
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(text), 0o644))
+}
+
+// setenv NAME PATTERN sets a variable to what a regular expression with one
+// group finds in the last standard output.
+func setFromFile(ts *testscript.TestScript, neg bool, args []string) {
+	m := regexp.MustCompile(args[1]).FindStringSubmatch(ts.ReadFile("stdout"))
+	if len(m) != 2 {
+		ts.Fatalf("%q is not in the last output", args[1])
+	}
+	ts.Setenv(args[0], m[1])
+}
+
+// flip GLOB changes one byte in the middle of the largest file that matches.
+func flip(ts *testscript.TestScript, neg bool, args []string) {
+	files, err := filepath.Glob(ts.MkAbs(args[0]))
+	ts.Check(err)
+	var name string
+	var data []byte
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		ts.Check(err)
+		if len(raw) > len(data) {
+			name, data = f, raw
+		}
+	}
+	if name == "" {
+		ts.Fatalf("nothing matches %s", args[0])
+	}
+	data[len(data)/2] ^= 1
+	ts.Check(os.Chmod(name, 0o600))
+	ts.Check(os.WriteFile(name, data, 0o600))
+	ts.Check(os.Chmod(name, 0o400))
+}
+
+// Every command says what it is for, and shows an example.
+func TestHelp(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Name() == "completion" || c.Name() == "help" {
+			return
+		}
+		if c.Short == "" || c.Long == "" {
+			t.Errorf("%s: it has no help", c.CommandPath())
+		}
+		if c.HasParent() && !c.HasSubCommands() && !strings.Contains(c.Example, c.CommandPath()) {
+			t.Errorf("%s: its help has no example of itself", c.CommandPath())
+		}
+		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if f.Usage == "" {
+				t.Errorf("%s --%s: no description", c.CommandPath(), f.Name)
+			}
+		})
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRootCommand(&globals{}))
+}
+
+// The command line wins over the environment, and that over the file.
+func TestFlagsFromEnvironmentAndFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "assay.yaml")
+	call := func(env map[string]string, yaml string, args ...string) (int, string, string) {
+		t.Helper()
+		for k, v := range env {
+			t.Setenv(k, v)
+		}
+		if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out, errOut bytes.Buffer
+		code := run(t.Context(), append(args, "--config", file), strings.NewReader(""), &out, &errOut)
+		return code, out.String(), errOut.String()
+	}
+	if code, out, _ := call(nil, "output: json", "version"); code != 0 || !strings.HasPrefix(out, "{") {
+		t.Errorf("output from a file: %d %s", code, out)
+	}
+	if code, out, _ := call(nil, "output: json", "version", "-o", "text"); code != 0 || strings.HasPrefix(out, "{") {
+		t.Errorf("the command line does not win over the file: %d %s", code, out)
+	}
+	if code, _, errOut := call(nil, "outptu: json", "version"); code != exitUsage || !strings.Contains(errOut, "outptu") {
+		t.Errorf("a misspelt key: %d %s", code, errOut)
+	}
+	if code, out, _ := call(map[string]string{"ASSAY_OUTPUT": "json"}, "", "version"); code != 0 || !strings.HasPrefix(out, "{") {
+		t.Errorf("output from the environment: %d %s", code, out)
+	}
+	if code, _, errOut := call(map[string]string{"ASSAY_OUTPUT": "xml"}, "", "version"); code != exitUsage || !strings.Contains(errOut, "xml") {
+		t.Errorf("a bad value in the environment: %d %s", code, errOut)
+	}
+}
+
+// Verbs that are clients stay clients: only the files named here may know the
+// registry from inside.
+func TestArrows(t *testing.T) {
+	allowed := map[string]bool{"serve.go": true, "fsck.go": true, "log.go": true} // log verify reads leaves offline
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(raw, []byte(`"github.com/assay-dev/assay/registry`)) && !allowed[f] && !strings.HasSuffix(f, "_test.go") {
+			t.Errorf("%s imports the registry: commands speak OCI and REST", f)
+		}
+	}
+}
