@@ -350,13 +350,13 @@ func hashesOf(r store.Reader) tlog.HashReader {
 		for i, x := range indexes {
 			raw, err := r.Get(key("hash", number(x)))
 			if errors.Is(err, store.ErrNotFound) {
-				return nil, fmt.Errorf("Merkle hash %d is missing; run 'assay fsck'", x)
+				return nil, fmt.Errorf("stored Merkle hash %d is missing; run 'assay fsck'", x)
 			}
 			if err != nil {
 				return nil, err
 			}
 			if len(raw) != len(out[i]) {
-				return nil, fmt.Errorf("Merkle hash %d has %d bytes; run 'assay fsck'", x, len(raw))
+				return nil, fmt.Errorf("stored Merkle hash %d has %d bytes; run 'assay fsck'", x, len(raw))
 			}
 			copy(out[i][:], raw)
 		}

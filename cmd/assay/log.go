@@ -72,6 +72,9 @@ func newLogLeafCommand(g *globals) *cobra.Command {
 				for _, l := range answer.Leaves {
 					e := l.Event
 					what := e.Kind
+					if e.Artifact != "" && e.Version == 0 {
+						what += " " + e.Artifact
+					}
 					if e.Version > 0 {
 						what += fmt.Sprintf(" (version %d)", e.Version)
 					}

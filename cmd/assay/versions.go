@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
@@ -9,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/verify/attest"
 )
 
 func newVersionsCommand(g *globals) *cobra.Command {
@@ -100,7 +103,7 @@ func newShowCommand(g *globals) *cobra.Command {
 					if f.Identity != "" {
 						by += ", by " + f.Identity
 					}
-					fmt.Fprintf(w, "  %-12s %s, log leaf %d  %s\n", predicateName(f.PredicateType), by, f.LogIndex, f.Message)
+					fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-12s %s, log leaf %d  %s", predicateName(f.PredicateType), by, f.LogIndex, cmp.Or(f.Message, aboutWhat(f))), " "))
 				}
 				if len(facts.Facts) == 0 {
 					fmt.Fprintln(w, "  nothing is signed about it: assay sign")
@@ -108,4 +111,19 @@ func newShowCommand(g *globals) *cobra.Command {
 			})
 		},
 	}
+}
+
+// aboutWhat says which environment a certificate or deployment is about.
+func aboutWhat(f *pb.Fact) string {
+	p, err := attest.ParsePredicate(attest.Statement{PredicateType: f.PredicateType, Predicate: json.RawMessage(f.Predicate)})
+	if err != nil {
+		return ""
+	}
+	switch p := p.(type) {
+	case attest.Certificate:
+		return fmt.Sprintf("%s until %s", p.EnvironmentName, p.Validity.NotAfter.Format("2006-01-02"))
+	case attest.Deployment:
+		return fmt.Sprintf("%s from %s", p.EnvironmentName, p.From.Format("2006-01-02 15:04:05Z"))
+	}
+	return ""
 }

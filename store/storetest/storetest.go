@@ -53,7 +53,7 @@ func TestDB(t *testing.T, f DBFactory) {
 					return err
 				}
 				if rg.KeysOnly != (row.Value == nil) {
-					return fmt.Errorf("KeysOnly is %v and the value of %q is %q", rg.KeysOnly, row.Key, row.Value)
+					return fmt.Errorf("with KeysOnly %v the value of %q is %q", rg.KeysOnly, row.Key, row.Value)
 				}
 				keys = append(keys, string(row.Key))
 			}

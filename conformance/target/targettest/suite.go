@@ -51,7 +51,7 @@ func Test(t *testing.T, open func(t *testing.T, s *Server) target.Target) {
 	}
 	t.Run("bits survive", func(t *testing.T) {
 		tg := open(t, NewServer(t, echo))
-		for _, v := range []float32{0.1, 1.0 / 3, math.SmallestNonzeroFloat32, math.MaxFloat32, -0.0, 16777217, 1e-45} {
+		for _, v := range []float32{0.1, 1.0 / 3, math.SmallestNonzeroFloat32, math.MaxFloat32, float32(math.Copysign(0, -1)), 16777217, 1e-45} {
 			in := FP32("features", []int64{1, 2}, v, -v)
 			a, _, err := ask(t, tg, in)
 			if err != nil {
