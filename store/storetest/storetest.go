@@ -83,7 +83,7 @@ func TestDB(t *testing.T, f DBFactory) {
 		}
 		err = db.View(ctx, func(r store.Reader) error {
 			if v, err := r.Get([]byte("a")); !errors.Is(err, store.ErrNotFound) {
-				return fmt.Errorf("Get of a deleted key = %q, %v", v, err)
+				return fmt.Errorf("a deleted key reads %q, %v", v, err)
 			}
 			v, err := r.Get([]byte("b"))
 			if string(v) != "2" {
