@@ -65,7 +65,7 @@ func listRepositories(cmd *cobra.Command, g *globals) error {
 	}
 	return g.printProto(all, func(w io.Writer) {
 		for _, r := range all.Repositories {
-			fmt.Fprintln(w, r)
+			fmt.Fprintln(w, r.Name)
 		}
 	})
 }

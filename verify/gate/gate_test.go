@@ -1,0 +1,340 @@
+package gate_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"pgregory.net/rapid"
+
+	"github.com/assay-dev/assay/verify"
+	"github.com/assay-dev/assay/verify/attest"
+	. "github.com/assay-dev/assay/verify/gate"
+)
+
+var (
+	now    = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	model  = digest.FromString("model")
+	parent = digest.FromString("parent")
+	env    = digest.FromString("environment")
+)
+
+// A record is signed statements in memory: a verify.Source.
+type record struct {
+	t       testing.TB
+	keys    map[verify.Role]*verify.Key
+	trust   *verify.Trust
+	subject map[digest.Digest][]ocispec.Descriptor
+	content map[digest.Digest][]byte
+}
+
+func newRecord(t testing.TB) *record {
+	r := &record{t: t, keys: map[verify.Role]*verify.Key{}, subject: map[digest.Digest][]ocispec.Descriptor{}, content: map[digest.Digest][]byte{}}
+	yaml := "version: 1\nidentities:\n"
+	for _, role := range verify.Roles {
+		k, err := verify.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.keys[role] = k
+		yaml += fmt.Sprintf("- id: %s-team\n  roles: [%s]\n  repositories: ['**']\n  publicKey: |\n    %s\n", role, role,
+			strings.ReplaceAll(strings.TrimSpace(string(k.PublicPEM())), "\n", "\n    "))
+	}
+	var err error
+	if r.trust, err = verify.ParseTrust([]byte(yaml)); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *record) Referrers(_ context.Context, d digest.Digest) ([]ocispec.Descriptor, error) {
+	return r.subject[d], nil
+}
+
+func (r *record) Fetch(_ context.Context, d ocispec.Descriptor) ([]byte, error) {
+	raw, ok := r.content[d.Digest]
+	if !ok {
+		return nil, fmt.Errorf("no %s", d.Digest)
+	}
+	return raw, nil
+}
+
+func (r *record) attach(role verify.Role, subject digest.Digest, statement []byte, predicateType string) digest.Digest {
+	r.t.Helper()
+	b, err := verify.SignStatement(r.t.Context(), r.keys[role], statement)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ref, err := verify.AttachBundle(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: subject, Size: 1}, b, predicateType, now)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.content[ref.Descriptor.Digest], r.content[ref.Layer.Digest] = ref.Manifest, ref.Signed
+	desc := ref.Descriptor
+	desc.Annotations = map[string]string{attest.AnnotationPredicate: predicateType}
+	r.subject[subject] = append(r.subject[subject], desc)
+	return desc.Digest
+}
+
+func (r *record) state(role verify.Role, subject digest.Digest, p attest.Predicate) digest.Digest {
+	r.t.Helper()
+	s, err := attest.NewStatement(subject, p)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return r.attach(role, subject, s, p.PredicateType())
+}
+
+func (r *record) release(role verify.Role) digest.Digest {
+	r.t.Helper()
+	s, err := attest.Marshal(attest.Statement{Type: attest.StatementTypeV1, Subject: []attest.Resource{{Digest: attest.Digests(model)}}, PredicateType: attest.PredicateSignature, Predicate: json.RawMessage("{}")})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return r.attach(role, model, s, attest.PredicateSignature)
+}
+
+func lineage(datasets bool) attest.Lineage {
+	l := attest.Lineage{
+		Parents: []attest.Parent{{Relation: attest.RevisionOf, Resource: attest.Resource{Digest: attest.Digests(parent)}}},
+		Code:    []attest.Code{}, Datasets: []attest.Dataset{}, RecordedAt: now,
+	}
+	if datasets {
+		l.Datasets = append(l.Datasets, attest.Dataset{Relation: attest.TrainedOn, How: "sha256 of the file", Resource: attest.Resource{Digest: attest.Digests(digest.FromString("data"))}})
+	}
+	return l
+}
+
+func certificate(env digest.Digest, name string, from, to time.Time) attest.Certificate {
+	some := attest.ResourceOf("", digest.FromString("x"))
+	return attest.Certificate{
+		CertificateID: "urn:uuid:1", Verdict: attest.Certified, IssuedAt: from, Validity: attest.Validity{NotBefore: from, NotAfter: to},
+		Finding: attest.Finding{
+			Claim: "at most 1 %", EnvironmentName: name, Environment: attest.ResourceOf("", env), Suite: some, Criteria: some, Plan: some, Replay: some, Cases: 299,
+			Metrics: []attest.Metric{{Name: "flips", Comparator: "<=", Threshold: "0", Value: "0", SampleSize: 299, Passed: true}},
+		},
+	}
+}
+
+var day = 24 * time.Hour
+
+// complete has everything that the default policy requires.
+func complete(t testing.TB) (r *record, cert digest.Digest) {
+	r = newRecord(t)
+	r.release(verify.Release)
+	r.state(verify.Provenance, model, lineage(true))
+	return r, r.state(verify.Conformance, model, certificate(env, "prod", now.Add(-day), now.Add(day)))
+}
+
+func (r *record) decide(at time.Time, edit ...func(*Question)) (Decision, *verify.Evidence) {
+	r.t.Helper()
+	ev, err := verify.Gather(r.t.Context(), r, model, verify.GatherOptions{Trust: r.trust, Repository: "credit/scorer", Now: at})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	q := Question{Model: model, Repository: "credit/scorer", Environment: "prod", EnvironmentDocument: env, Now: at}
+	for _, e := range edit {
+		e(&q)
+	}
+	return Decide(DefaultPolicy(), ev, q), ev
+}
+
+func codes(d Decision) (list []string) {
+	for _, r := range d.Reasons {
+		list = append(list, r.Code)
+	}
+	return list
+}
+
+func TestAllow(t *testing.T) {
+	r, _ := complete(t)
+	d, _ := r.decide(now)
+	if !d.Allow || !slices.Equal(codes(d), []string{CodeReleased, CodeTraced, CodeCertified}) {
+		t.Fatalf("%+v", d)
+	}
+	a, err := d.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, _ := r.decide(now)
+	if b, _ := again.Bytes(); !bytes.Equal(a, b) {
+		t.Error("the same question has another answer")
+	}
+}
+
+func TestEveryReason(t *testing.T) {
+	for name, tc := range map[string]struct {
+		make func(r *record)
+		edit func(*Question)
+		at   time.Time
+		want string
+	}{
+		"nothing at all":        {func(*record) {}, nil, now, CodeNoRelease},
+		"no lineage":            {func(r *record) { r.release(verify.Release) }, nil, now, CodeNoLineage},
+		"lineage without data":  {func(r *record) { r.state(verify.Provenance, model, lineage(false)) }, nil, now, CodeNoDataset},
+		"no certificate":        {func(r *record) { r.release(verify.Release) }, nil, now, CodeNoCertificate},
+		"released by the wrong": {func(r *record) { r.release(verify.Provenance) }, nil, now, verify.CodeRole},
+		"another environment's certificate": {func(r *record) {
+			r.state(verify.Conformance, model, certificate(env, "staging", now.Add(-day), now.Add(day)))
+		}, nil, now, CodeNoCertificate},
+		"unknown environment": {func(*record) {}, func(q *Question) { q.EnvironmentDocument = "" }, now, CodeNoEnvironment},
+		"changed environment": {func(r *record) {
+			r.state(verify.Conformance, model, certificate(digest.FromString("old"), "prod", now.Add(-day), now.Add(day)))
+		}, nil, now, CodeEnvironmentChanged},
+		"expired": {func(r *record) {
+			r.state(verify.Conformance, model, certificate(env, "prod", now.Add(-2*day), now.Add(-day)))
+		}, nil, now, CodeExpired},
+		"not yet valid": {func(r *record) {
+			r.state(verify.Conformance, model, certificate(env, "prod", now.Add(day), now.Add(2*day)))
+		}, nil, now, CodeNotYetValid},
+		"certified by the wrong": {func(r *record) {
+			r.state(verify.Release, model, certificate(env, "prod", now.Add(-day), now.Add(day)))
+		}, nil, now, verify.CodeRole},
+		"certificate withdrawn": {func(r *record) {
+			c := r.state(verify.Conformance, model, certificate(env, "prod", now.Add(-day), now.Add(day)))
+			r.state(verify.Withdrawal, c, attest.Withdrawal{Reason: "a mistake", WithdrawnAt: now, StatedBy: "lab"})
+		}, nil, now, CodeWithdrawn},
+		"model withdrawn": {func(r *record) {
+			r.state(verify.Withdrawal, model, attest.Withdrawal{Reason: "recall", WithdrawnAt: now, StatedBy: "risk"})
+		}, nil, now, CodeRecalled},
+		"parent withdrawn": {func(r *record) {
+			r.state(verify.Provenance, model, lineage(true))
+			r.state(verify.Withdrawal, parent, attest.Withdrawal{Reason: "recall", WithdrawnAt: now, StatedBy: "risk"})
+		}, nil, now, CodeAncestorRecalled},
+		"another model":     {func(*record) {}, func(q *Question) { q.Model = parent }, now, CodeIncomplete},
+		"nobody is trusted": {func(r *record) { r.trust = verify.NoTrust() }, nil, now, CodeNoTrust},
+	} {
+		r := newRecord(t)
+		tc.make(r)
+		var edit []func(*Question)
+		if tc.edit != nil {
+			edit = append(edit, tc.edit)
+		}
+		d, _ := r.decide(tc.at, edit...)
+		if d.Allow || !slices.Contains(codes(d), tc.want) {
+			t.Errorf("%s: allow %v, reasons %v; want %s", name, d.Allow, codes(d), tc.want)
+		}
+		for _, x := range d.Reasons {
+			if x.Message == "" {
+				t.Errorf("%s: reason %s says nothing", name, x.Code)
+			}
+		}
+	}
+}
+
+// The clock moves over the certificate's window, and the decision with it.
+func TestMovedClock(t *testing.T) {
+	r, _ := complete(t)
+	for at, want := range map[time.Time]bool{
+		now.Add(-day - time.Nanosecond): false, now.Add(-day): true, now: true, now.Add(day - time.Nanosecond): true, now.Add(day): false, now.Add(100 * day): false,
+	} {
+		if d, _ := r.decide(at); d.Allow != want {
+			t.Errorf("at %v: allow is %v: %v", at, d.Allow, codes(d))
+		}
+	}
+}
+
+func TestPolicyNarrows(t *testing.T) {
+	r := newRecord(t)
+	r.release(verify.Release)
+	_, ev := r.decide(now)
+	q := Question{Model: model, Repository: "credit/scorer", Environment: "prod", Now: now}
+	if d := Decide(Policy{Version: 1, RequireRelease: true}, ev, q); !d.Allow {
+		t.Errorf("only a release is required: %v", codes(d))
+	}
+	for _, bad := range []string{"", "version: 1", "version: 1\nrequireRelease: true\nrequireLineage: true", "version: 2\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true",
+		"version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\nmore: 1"} {
+		if p, err := ParsePolicy([]byte(bad)); err == nil {
+			t.Errorf("%q parses as %+v", bad, p)
+		}
+	}
+	if p, err := ParsePolicy([]byte("version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\n")); err != nil || p.Digest() != DefaultPolicy().Digest() {
+		t.Errorf("the default, written down: %v", err)
+	}
+}
+
+// Take any facts away, or blank any field of one: a deny stays a deny.
+func TestLessEvidenceNeverAllows(t *testing.T) {
+	r, cert := complete(t)
+	r.state(verify.Withdrawal, cert, attest.Withdrawal{Reason: "a mistake", WithdrawnAt: now, StatedBy: "lab"})
+	r.state(verify.Provenance, model, lineage(false))
+	r.release(verify.Deployment)
+	denied, ev := r.decide(now)
+	if denied.Allow {
+		t.Fatal("a withdrawn certificate is allowed")
+	}
+	q := Question{Model: model, Repository: "credit/scorer", Environment: "prod", EnvironmentDocument: env, Now: now}
+	rapid.Check(t, func(rt *rapid.T) {
+		less := *ev
+		less.Facts = nil
+		for _, f := range ev.Facts {
+			// What speaks against the model must not be taken away: a source
+			// that hides it is another matter, which the log's completeness
+			// answers.
+			if _, ok := verify.Predicate[attest.Withdrawal](f); ok || rapid.Bool().Draw(rt, "keep") {
+				switch rapid.SampledFrom([]string{"", "predicate", "about", "all"}).Draw(rt, "blank") {
+				case "predicate":
+					if f.PredicateType != attest.PredicateWithdrawal {
+						f.PredicateType = ""
+					}
+				case "about":
+					if f.PredicateType != attest.PredicateWithdrawal {
+						f.About = ""
+					}
+				case "all":
+					if f.PredicateType != attest.PredicateWithdrawal {
+						f = verify.Fact{}
+					}
+				}
+				less.Facts = append(less.Facts, f)
+			}
+		}
+		if d := Decide(DefaultPolicy(), &less, q); d.Allow {
+			rt.Errorf("allowed with less: %v", d.Reasons)
+		}
+	})
+	// And of a complete record, every fact is needed.
+	r, _ = complete(t)
+	allowed, ev := r.decide(now)
+	if !allowed.Allow {
+		t.Fatal(codes(allowed))
+	}
+	for i := range ev.Facts {
+		less := *ev
+		less.Facts = slices.Delete(slices.Clone(ev.Facts), i, i+1)
+		if d := Decide(DefaultPolicy(), &less, q); d.Allow {
+			t.Errorf("allowed without %s", ev.Facts[i].PredicateType)
+		}
+	}
+	incomplete := *ev
+	incomplete.Incomplete = "too much"
+	if d := Decide(DefaultPolicy(), &incomplete, q); d.Allow {
+		t.Error("allowed on evidence that is not all there")
+	}
+}
+
+func TestArrows(t *testing.T) {
+	for pkg, allowed := range map[string][]string{
+		".":         {"github.com/assay-dev/assay/verify", "github.com/assay-dev/assay/verify/attest"},
+		"..":        {"github.com/assay-dev/assay/verify/attest"},
+		"../attest": nil,
+	} {
+		out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, pkg).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range strings.Fields(string(out)) {
+			if strings.HasPrefix(p, "github.com/assay-dev/") && !slices.Contains(allowed, p) {
+				t.Errorf("%s imports %s: the gate decides on evidence, evidence on documents, and documents on nothing", pkg, p)
+			}
+		}
+	}
+}
