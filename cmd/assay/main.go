@@ -99,5 +99,22 @@ is looked up on the server given by --server or ASSAY_SERVER.`,
 		}
 	}
 	root.AddCommand(newVersionCommand(g))
+	argumentsAreUsage(root)
 	return root
+}
+
+// argumentsAreUsage makes wrong arguments of a command, and commands that do
+// not exist, errors of the command line.
+func argumentsAreUsage(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usagef("%w; see '%s --help'", err, cmd.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, sub := range c.Commands() {
+		argumentsAreUsage(sub)
+	}
 }
