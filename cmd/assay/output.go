@@ -60,10 +60,12 @@ type remedyError struct {
 func (e *remedyError) Error() string { return e.err.Error() }
 func (e *remedyError) Unwrap() error { return e.err }
 
-// remedy adds to err what the user should do next.
+// remedy adds to err what the user should do next, unless whoever made err
+// has said so: they knew better.
 func remedy(err error, format string, args ...any) error {
-	if err == nil {
-		return nil
+	var known *remedyError
+	if err == nil || errors.As(err, &known) {
+		return err
 	}
 	return &remedyError{err, fmt.Sprintf(format, args...)}
 }

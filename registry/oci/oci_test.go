@@ -353,6 +353,23 @@ func TestReplayedPatch(t *testing.T) {
 	h.do(t, exchange{method: "GET", path: resp.Header.Get("Location"), status: 404})
 }
 
+func TestFullDisk(t *testing.T) {
+	blobs := store.NewMemBlobs()
+	h := newHouse(t, blobs)
+	d := digest.FromString("hello")
+	h.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(d), body: "hello", status: 201})
+	rows, keys := h.db.Rows(), blobs.Keys()
+	blobs.SetFull(true)
+	h.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/", status: 507})
+	h.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(digest.FromString("more")), body: "more", status: 507})
+	h.do(t, exchange{method: "GET", path: "/v2/a/blobs/" + string(d), status: 200}) // reading goes on
+	if !maps.Equal(rows, h.db.Rows()) || !slices.Equal(keys, blobs.Keys()) {
+		t.Error("something was left")
+	}
+	blobs.SetFull(false)
+	h.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(digest.FromString("more")), body: "more", status: 201})
+}
+
 // A client that goes away in the middle of a body leaves an upload that can
 // go on; one that ends badly for good leaves nothing.
 func TestTruncatedBody(t *testing.T) {
