@@ -31,6 +31,7 @@ build: ## build bin/assay and the example model server
 
 .PHONY: demo
 demo: build ## the main job, step by step (KEEP=1 leaves the server up)
+	@if command -v npm >/dev/null; then scripts/node-modules; fi
 	@KEEP=$(KEEP) examples/demo/run.sh
 
 .PHONY: test

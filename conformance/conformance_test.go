@@ -177,6 +177,9 @@ func TestAnotherModelIsRejected(t *testing.T) {
 	if want := fmt.Sprintf("%d of 59 decisions flip, all of them to approve", r.Flips[0].Cases); !strings.Contains(r.Difference, want) {
 		t.Errorf("difference %q, want %q", r.Difference, want)
 	}
+	if bias := r.Numerics[0].Bias; bias == "" || strings.HasPrefix(bias, "-") || bias == "0" {
+		t.Errorf("the scores are shifted upwards, and the bias is %q", bias)
+	}
 	// No decision flips, but the numbers are off: that is a difference too.
 	r = judged(t, newBench(t, shifted(1e-3)).replay())
 	if r.Verdict != attest.Rejected {

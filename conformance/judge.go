@@ -85,6 +85,7 @@ type numerics struct {
 	criteria          attest.OutputCriteria
 	tolerance         compare.Tolerance
 	maxAbs, maxScaled float64
+	want, got         []float64 // scores, case by case
 }
 
 func (j *judge) differs(format string, a ...any) {
@@ -243,6 +244,7 @@ func (j *judge) first(c attest.Case, o attest.Observation) {
 		s.summary.Exceeding += d.Exceeding
 		s.summary.BitsDiffer += d.BitsDiffer
 		s.maxAbs, s.maxScaled = math.Max(s.maxAbs, d.MaxAbs), math.Max(s.maxScaled, d.MaxScaled)
+		s.scores(golden[i], a.Outputs[i])
 	}
 	for _, n := range j.numerics {
 		want, distance, err1 := decide(n.criteria, golden)
@@ -254,6 +256,24 @@ func (j *judge) first(c attest.Case, o attest.Observation) {
 		j.decision(c, n, want, got, distance)
 	}
 	j.report.Cases.Compared++
+}
+
+// scores keeps what is compared as a score: the element that a threshold
+// looks at, or all elements of a label decision. The tensors were compared, so
+// they can be decoded.
+func (n *numerics) scores(want, got compare.Tensor) {
+	w, err1 := want.Values()
+	g, err2 := got.Values()
+	if err1 != nil || err2 != nil {
+		return
+	}
+	if d := n.criteria.Decision; d.Kind == attest.DecideThreshold {
+		if d.Index >= len(w) {
+			return // the decision finds it missing
+		}
+		w, g = w[d.Index:d.Index+1], g[d.Index:d.Index+1]
+	}
+	n.want, n.got = append(n.want, w...), append(n.got, g...)
 }
 
 func classOf(w *target.Wrong) string {
@@ -317,6 +337,9 @@ func (j *judge) conclude() {
 		n := &j.numerics[i]
 		n.summary.MaxAbsolute, n.summary.MaxScaled = stats.Format(n.maxAbs), stats.Format(n.maxScaled)
 		n.summary.Tolerance = stats.Format(n.tolerance.Absolute)
+		if score, err := compare.Score(n.want, n.got); err == nil {
+			n.summary.Bias = stats.Format(score.MeanDifference)
+		}
 		exceeding += n.summary.Exceeding
 		r.Numerics = append(r.Numerics, n.summary)
 	}

@@ -66,8 +66,8 @@ and refuses a rate of {{.Power.DetectableRate}} or more except with probability 
 {{if .Flips}}<h2>Decisions that flip</h2><table><tr><th>from<th>to<th>cases</tr>{{range .Flips}}<tr><td>{{.From}}<td>{{.To}}<td>{{.Cases}}</tr>{{end}}</table>{{end}}
 {{if .Slices}}<h2>By slice</h2><table><tr><th>slice<th>cases<th>flips</tr>{{range .Slices}}<tr><td>{{.Slice}}<td>{{.Cases}}<td>{{.Flips}}</tr>{{end}}</table>{{end}}
 <h2>Numbers</h2>
-<table><tr><th>output<th>elements<th>over tolerance<th>other bits<th>largest difference<th>tolerance<th>noise floor</tr>
-{{range .Numerics}}<tr><td>{{.Output}}<td>{{.Elements}}<td>{{.Exceeding}}<td>{{.BitsDiffer}}<td>{{.MaxAbsolute}}<td>{{.Tolerance}}<td>{{.Noise}}</tr>{{end}}</table>
+<table><tr><th>output<th>elements<th>over tolerance<th>other bits<th>largest difference<th>mean difference<th>tolerance<th>noise floor</tr>
+{{range .Numerics}}<tr><td>{{.Output}}<td>{{.Elements}}<td>{{.Exceeding}}<td>{{.BitsDiffer}}<td>{{.MaxAbsolute}}<td>{{.Bias}}<td>{{.Tolerance}}<td>{{.Noise}}</tr>{{end}}</table>
 {{if .Examples}}<h2>Cases</h2><table><tr><th>case<th>what<th>detail</tr>{{range .Examples}}<tr><td>{{.Case}}<td>{{.What}}<td>{{.Detail}}</tr>{{end}}</table>{{end}}
 <h2>Identities</h2>
 <table>{{range $k, $v := .Names}}<tr><td>{{$k}}<td><code>sha256:{{index $v.Digest "sha256"}}</code></tr>{{end}}</table>

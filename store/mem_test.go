@@ -2,6 +2,8 @@ package store_test
 
 import (
 	"errors"
+	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/assay-dev/assay/store"
@@ -65,6 +67,21 @@ func TestMemDBPolices(t *testing.T) {
 		}
 		if rows := db.Reopen().Rows(); len(rows) != tc.rows {
 			t.Errorf("fault %d: %d rows after a restart, want %d", tc.fault, len(rows), tc.rows)
+		}
+	}
+}
+
+// The cellar stands on nothing of ours, and adapters know only its contracts.
+func TestArrows(t *testing.T) {
+	for pkg, allowed := range map[string]bool{".": false, "./badger": true, "./fs": true, "./storetest": true} {
+		out, err := exec.Command("go", "list", "-f", `{{join .Imports "\n"}}`, pkg).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range strings.Fields(string(out)) {
+			if strings.HasPrefix(p, "github.com/assay-dev/") && !(allowed && p == "github.com/assay-dev/assay/store") {
+				t.Errorf("%s imports %s: an engine knows rows and bytes, and nothing of models", pkg, p)
+			}
 		}
 	}
 }

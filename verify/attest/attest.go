@@ -44,7 +44,6 @@ const (
 	PredicateDeployment  = predicateBase + "deployment/v1"
 	PredicateApproval    = predicateBase + "approval/v1"
 	PredicateWithdrawal  = predicateBase + "withdrawal/v1"
-	PredicateDecision    = predicateBase + "decision/v1"
 
 	// PredicateSignature is what `cosign sign` v3 writes: a statement with an
 	// empty predicate. It says "released by the holder of this key".

@@ -197,6 +197,7 @@ type NumericSummary struct {
 	BitsDiffer  int    `json:"bitsDiffer"`  // elements that are not the same bits
 	MaxAbsolute string `json:"maxAbsolute"` // largest |got - want|
 	MaxScaled   string `json:"maxScaled"`   // largest difference as a share of its tolerance
+	Bias        string `json:"bias"`        // mean of got - want of the element that decides; for labels of all
 	Tolerance   string `json:"tolerance"`   // the absolute part
 	Noise       string `json:"noise"`       // the reference's floor
 }
