@@ -759,6 +759,17 @@ func TestFullDisk(t *testing.T) {
 	if err := h.Ready(t.Context()); !errors.Is(err, ErrNoSpace) {
 		t.Errorf("ready: %v", err)
 	}
+	// The disk fills up between the bytes of a blob and its row.
+	h.blobs.SetFull(false)
+	u, err := h.StartUpload(t.Context(), me, "a", StartUpload{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.db.Inject(store.FailNoSpace)
+	if _, err := h.FinishUpload(t.Context(), me, "a", u.ID, Chunk{Body: strings.NewReader("late"), Size: 4}, digest.FromString("late")); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("FinishUpload: %v", err)
+	}
+	h.blobs.SetFull(true)
 	gotRows, gotKeys := h.state()
 	if !maps.Equal(rows, gotRows) || !slices.Equal(keys, gotKeys) {
 		t.Error("something was left")

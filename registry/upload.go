@@ -386,7 +386,8 @@ func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte
 		return errFenced
 	}
 	if s.writer == nil {
-		w, err := r.blobs.Create(ctx, announced)
+		// What came is kept even if the client has gone away meanwhile.
+		w, err := r.blobs.Create(context.WithoutCancel(ctx), announced)
 		if err != nil {
 			return err
 		}
@@ -410,7 +411,7 @@ func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte
 	s.offset += int64(len(data))
 	s.active = r.clock()
 	if s.offset-s.checkpoint >= checkpointEvery {
-		return r.saveCheckpoint(ctx, s)
+		return r.saveCheckpoint(context.WithoutCancel(ctx), s)
 	}
 	return nil
 }
@@ -500,12 +501,18 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 		return ocispec.Descriptor{}, fmt.Errorf("making blob %s durable: %w", want, err)
 	}
 	used, err := r.commitBlob(context.WithoutCancel(ctx), repo, want, bytes)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	// From here on the blob is stored. What is left of the session goes.
+	// Its bytes are sealed, so the session cannot go on either way.
 	s.gone = true
 	r.forgetSession(s)
+	if err != nil {
+		// Whether the row was written is not known, unless the disk was full;
+		// bytes that no row names are swept up.
+		if errors.Is(err, ErrNoSpace) {
+			r.removeBlob(bytes.Key)
+		}
+		return ocispec.Descriptor{}, err
+	}
+	// From here on the blob is stored.
 	if !used {
 		r.removeBlob(bytes.Key)
 	}

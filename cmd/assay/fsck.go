@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -26,7 +27,7 @@ says where it is and what to do.`,
 		Example: "  assay fsck --data /var/lib/assay",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if _, err := os.Stat(data); err != nil {
+			if _, err := os.Stat(filepath.Join(data, "db")); err != nil {
 				return remedy(fmt.Errorf("opening the data folder: %w", err), "name the folder that 'assay serve --data' used")
 			}
 			return fsck(cmd, g, data)

@@ -33,6 +33,8 @@ func (s *server) getBlob(c *call) error {
 	}
 	w := &deadlines{ResponseWriter: c.w, control: http.NewResponseController(c.w), stall: s.Stall}
 	w.renew()
+	// A deadline outlives its request on a connection that is kept alive.
+	defer w.control.SetWriteDeadline(time.Time{})
 	http.ServeContent(w, c.Request, "", time.Time{}, content)
 	return nil
 }
@@ -98,7 +100,13 @@ type stalling struct {
 
 func (r *stalling) Read(p []byte) (int, error) {
 	r.control.SetReadDeadline(time.Now().Add(r.stall))
-	return r.Reader.Read(p)
+	n, err := r.Reader.Read(p)
+	if err == io.EOF {
+		// The body is over. net/http goes on reading, to learn whether the
+		// client goes away while the answer is made, and that may take longer.
+		r.control.SetReadDeadline(time.Time{})
+	}
+	return n, err
 }
 
 func (s *server) deleteBlob(c *call) error {

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -46,6 +47,7 @@ var table = []struct {
 	{registry.ErrNoSpace, http.StatusInsufficientStorage, "DENIED"},
 	{registry.ErrClosed, http.StatusServiceUnavailable, "UNAVAILABLE"},
 	{store.ErrPoisoned, http.StatusServiceUnavailable, "UNAVAILABLE"},
+	{context.Canceled, http.StatusRequestTimeout, "UNKNOWN"}, // the client has gone away
 	{errRoute, http.StatusNotFound, "NAME_UNKNOWN"},
 	{errMethod, http.StatusMethodNotAllowed, "UNSUPPORTED"},
 }

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -391,6 +393,35 @@ func TestTruncatedBody(t *testing.T) {
 			t.Fatalf("a truncated upload left something: %d rows, %d blobs", len(h.db.Rows()), len(blobs.Keys()))
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// A connection that is kept alive outlives the deadlines of its requests, and
+// a client that stands still does not.
+func TestDeadlines(t *testing.T) {
+	h := newHouse(t, store.NewMemBlobs())
+	d := digest.FromString("hello")
+	server := httptest.NewServer(Handler(Options{
+		Registry: h.registry, Stall: 150 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Authenticate: func(*http.Request) (access.Actor, error) { return access.Anonymous(true), nil },
+	}))
+	defer server.Close()
+	slow := &house{Server: server, registry: h.registry, db: h.db, blobs: h.blobs}
+	slow.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(d), body: "hello", status: 201})
+	for range 3 {
+		slow.do(t, exchange{method: "GET", path: "/v2/a/blobs/" + string(d), status: 200})
+		time.Sleep(200 * time.Millisecond)
+	}
+	conn, err := net.Dial("tcp", slow.host())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST /v2/a/blobs/uploads/?digest=%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nhello", d)
+	conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	answer, _ := io.ReadAll(conn)
+	if !strings.Contains(string(answer), " 400 ") {
+		t.Errorf("a client that stands still is answered %q", answer)
 	}
 }
 
