@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/cyberphone/json-canonicalization/go/src/webpki.org/jsoncanonicalizer"
@@ -20,19 +22,69 @@ const (
 	MaxDepth = 64
 )
 
-// Marshal returns v in the JSON Canonicalization Scheme (RFC 8785).
+// Marshal returns v in the JSON Canonicalization Scheme (RFC 8785). It refuses
+// an integer that the scheme would round.
 func Marshal(v any) ([]byte, error) {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return nil, err
 	}
+	if n := rounded(raw); n != "" {
+		return nil, fmt.Errorf("integer %s is not exact as an IEEE 754 double, which is what canonical JSON has for numbers: write it as text", n)
+	}
 	return jsoncanonicalizer.Transform(raw)
+}
+
+// exactDigits is how long an integer may be without a closer look: all of 15
+// digits are exact.
+const exactDigits = 15
+
+// rounded returns the first integer in valid JSON that becomes another one as
+// a double, or "": the canonicalizer would change it without a word.
+func rounded(raw []byte) string {
+	for i := 0; i < len(raw); {
+		switch c := raw[i]; {
+		case c == '"':
+			for i++; raw[i] != '"'; i++ {
+				if raw[i] == '\\' {
+					i++
+				}
+			}
+			i++
+		case c == '-' || '0' <= c && c <= '9':
+			start := i
+			integer := true
+			for ; i < len(raw); i++ {
+				if c := raw[i]; c == '.' || c == 'e' || c == 'E' {
+					integer = false
+				} else if c != '-' && c != '+' && (c < '0' || c > '9') {
+					break
+				}
+			}
+			n := string(raw[start:i])
+			if !integer || len(n) <= exactDigits {
+				continue
+			}
+			f, err := strconv.ParseFloat(n, 64)
+			if err != nil || strconv.FormatFloat(f, 'f', -1, 64) != n {
+				return n
+			}
+		default:
+			i++
+		}
+	}
+	return ""
 }
 
 // Unmarshal parses exactly one JSON document into v, strictly: valid UTF-8,
 // at most MaxDocument bytes and MaxDepth levels, no duplicate keys, no fields
-// that v does not have, nothing after the value.
+// that v does not have, letter for letter, no null for a single value, nothing
+// after the document.
 func Unmarshal(data []byte, v any) error {
+	return unmarshal(data, v, optional)
+}
+
+func unmarshal(data []byte, v any, p presence) error {
 	if len(data) > MaxDocument {
 		return fmt.Errorf("document of %d bytes is over the limit of %d", len(data), MaxDocument)
 	}
@@ -41,7 +93,10 @@ func Unmarshal(data []byte, v any) error {
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
-	return dec.Decode(v)
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	return exact(data, reflect.TypeOf(v).Elem(), p, "")
 }
 
 // CheckJSON refuses what encoding/json lets pass and two readers could read

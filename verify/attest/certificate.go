@@ -3,6 +3,8 @@ package attest
 import (
 	"errors"
 	"fmt"
+	"regexp"
+	"strconv"
 	"time"
 )
 
@@ -91,6 +93,33 @@ type Metric struct {
 	Passed     bool   `json:"passed"`
 }
 
+// decimal is a number as [Metric] writes it. What is no number (NaN, Inf, an
+// empty text) is none of these.
+var decimal = regexp.MustCompile(`^-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?$`)
+
+// holds says why the metric's own numbers contradict that it passed, or nil.
+func (m Metric) holds() error {
+	if m.Name == "" || m.SampleSize < 0 {
+		return errors.New("its name is missing or its sample size negative")
+	}
+	var numbers [2]float64
+	for i, text := range []string{m.Value, m.Threshold} {
+		if !decimal.MatchString(text) {
+			return fmt.Errorf("%q is no decimal number", text)
+		}
+		var err error
+		if numbers[i], err = strconv.ParseFloat(text, 64); err != nil {
+			return err // out of range
+		}
+	}
+	value, threshold := numbers[0], numbers[1]
+	switch {
+	case m.Comparator == "<=" && value <= threshold, m.Comparator == ">=" && value >= threshold, m.Comparator == "==" && value == threshold:
+		return nil
+	}
+	return fmt.Errorf("it is said to have passed, but %s %s %s does not hold", m.Value, m.Comparator, m.Threshold)
+}
+
 // OperatingCharacteristics state the test's error rates. Numbers are decimal
 // text, as in [Metric].
 type OperatingCharacteristics struct {
@@ -133,6 +162,9 @@ func (c Certificate) Validate() error {
 	for _, m := range c.Metrics {
 		if !m.Passed {
 			return fmt.Errorf("metric %q did not pass", m.Name)
+		}
+		if err := m.holds(); err != nil {
+			return fmt.Errorf("metric %q: %w", m.Name, err)
 		}
 	}
 	return c.Finding.validate()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -62,6 +63,11 @@ func (e Environment) Validate() error {
 		return errors.New("recordedAt is missing")
 	}
 	for k, f := range e.Fingerprint {
+		// Diff names all parts of an environment in one list: a field with
+		// the name of another part would hide its changes.
+		if k == "" || k == "name" || strings.HasPrefix(k, "target.") || strings.HasPrefix(k, "label.") {
+			return fmt.Errorf("fingerprint field %q has a name that is kept for other parts of the document", k)
+		}
 		switch f.Assurance {
 		case Attested, Observed, Declared:
 			if f.Value == "" {

@@ -242,7 +242,7 @@ func TestVectorsInPython(t *testing.T) {
 
 // Whatever required thing is missing, the predicate is refused.
 func TestRequiredFields(t *testing.T) {
-	optional := map[string][]string{"certificate": {"logOrigin", "operatingCharacteristics"}, "refusal": {"operatingCharacteristics"}, "lineage": {"code", "datasets", "parents", "trainingRun"}, "approval": {"nameHash"}}
+	optional := map[string][]string{"certificate": {"logOrigin"}, "lineage": {"code", "datasets", "parents", "trainingRun"}, "approval": {"nameHash"}}
 	for _, name := range []string{"certificate", "refusal", "lineage", "deployment", "approval", "withdrawal"} {
 		d := documents[name]
 		raw, _ := Marshal(d.value)

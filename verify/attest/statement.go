@@ -1,8 +1,10 @@
 package attest
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -82,8 +84,17 @@ func ParseStatement(payload []byte) (Statement, error) {
 	case len(raw.Subject) > MaxSubjects:
 		return Statement{}, fmt.Errorf("statement: %d subjects, at most %d are read", len(raw.Subject), MaxSubjects)
 	}
+	// "predicate object, optional: Additional parameters of the Predicate.
+	// Unset is treated the same as set-but-empty" (in-toto attestation
+	// framework v1, Statement).
+	if p := bytes.TrimSpace(raw.Predicate); len(p) > 0 && p[0] != '{' {
+		return Statement{}, fmt.Errorf("statement: predicate is not an object")
+	}
 	for i, r := range raw.Subject {
 		var subject Resource
+		if err := exactNames(r, reflect.TypeFor[Resource]()); err != nil {
+			return Statement{}, fmt.Errorf("statement: subject %d: %w", i+1, err)
+		}
 		if err := json.Unmarshal(r, &subject); err != nil {
 			return Statement{}, fmt.Errorf("statement: subject %d: %w", i+1, err)
 		}
@@ -116,25 +127,27 @@ func IsOurs(predicateType string) bool { return strings.HasPrefix(predicateType,
 // take for a yes what its writer had limited.
 func ParsePredicate(s Statement) (Predicate, error) {
 	switch s.PredicateType {
+	// What a machine measured must be there in full: "observed" left out of a
+	// certificate must not be read as 0 flips observed.
 	case PredicateCertificate:
-		return parse[Certificate](s)
+		return parse[Certificate](s, complete)
 	case PredicateRefusal:
-		return parse[Refusal](s)
+		return parse[Refusal](s, complete)
 	case PredicateLineage:
-		return parse[Lineage](s)
+		return parse[Lineage](s, optional)
 	case PredicateDeployment:
-		return parse[Deployment](s)
+		return parse[Deployment](s, optional)
 	case PredicateApproval:
-		return parse[Approval](s)
+		return parse[Approval](s, optional)
 	case PredicateWithdrawal:
-		return parse[Withdrawal](s)
+		return parse[Withdrawal](s, optional)
 	}
 	return nil, fmt.Errorf("predicate type %q is unknown", s.PredicateType)
 }
 
-func parse[P Predicate](s Statement) (Predicate, error) {
+func parse[P Predicate](s Statement, must presence) (Predicate, error) {
 	var p P
-	if err := Unmarshal(s.Predicate, &p); err != nil {
+	if err := unmarshal(s.Predicate, &p, must); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.PredicateType, err)
 	}
 	if err := p.Validate(); err != nil {
