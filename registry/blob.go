@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 
@@ -13,8 +14,10 @@ import (
 // commitBlob makes bytes that are durable under a key the blob d of a
 // repository. If the blob is stored already, the new bytes are not needed,
 // and used is false.
-func (r *Registry) commitBlob(ctx context.Context, repo string, d digest.Digest, bytes blobRow) (used bool, err error) {
+func (r *Registry) commitBlob(ctx context.Context, actor access.Actor, repo string, d digest.Digest, bytes blobRow) (used bool, err error) {
+	var damaged store.Key
 	err = r.submit(ctx, func(tx *txn) error {
+		damaged = ""
 		var now blobRow
 		known, err := load(tx, key("blob", string(d)), &now)
 		if err != nil {
@@ -23,12 +26,22 @@ func (r *Registry) commitBlob(ctx context.Context, repo string, d digest.Digest,
 		used = !known
 		if used {
 			tx.put(key("blob", string(d)), bytes)
+			var heals bool
+			if heals, damaged, err = healed(tx, d); err != nil {
+				return err
+			}
+			if heals {
+				tx.emit(Event{Kind: EventHeal, Actor: actor.ID, Request: actor.RequestID, Repository: repo, Digests: []digest.Digest{d}})
+			}
 		}
 		link(tx, repo, d)
 		return nil
 	})
+	if err == nil && damaged != "" {
+		r.removeBlob(damaged)
+	}
 	// An error leaves it open whether the row was written; bytes that no row
-	// names are swept up, so they are kept here.
+	// names are collected, so they are kept here.
 	return used, err
 }
 
@@ -51,6 +64,7 @@ func (r *Registry) MountBlob(ctx context.Context, actor access.Actor, repo strin
 	if err := checkDigest(d); err != nil {
 		return err
 	}
+	r.leases.renew(repo, r.clock())
 	unknown := fmt.Errorf("%w: %s", ErrBlobUnknown, d)
 	if from != "" && (checkName(from) != nil || actor.Authorize(access.Pull, from) != nil) {
 		return unknown
@@ -106,31 +120,16 @@ func (r *Registry) DeleteBlob(ctx context.Context, actor access.Actor, repo stri
 		if ok, err := exists(tx, key("linked", repo, string(d))); err != nil || !ok {
 			return orElse(err, fmt.Errorf("%w: %s has no %s", ErrBlobUnknown, repo, d))
 		}
-		for row, err := range tx.Scan(under("uses", string(d), repo)) {
-			if err != nil {
-				return err
-			}
-			return fmt.Errorf("%w: manifest %s names it; delete that first", ErrBlobInUse, parts(row.Key)[2])
+		user, err := firstUser(tx, repo, d)
+		if err != nil {
+			return err
 		}
-		tx.delete(key("linked", repo, string(d)))
-		tx.delete(key("linkedin", string(d), repo))
-		elsewhere := false
-		for _, err := range tx.Scan(under("linkedin", string(d))) {
-			if err != nil {
-				return err
-			}
-			elsewhere = true
-			break
+		if user != "" {
+			return fmt.Errorf("%w: manifest %s names it; delete that first", ErrBlobInUse, user)
 		}
-		if !elsewhere {
-			var row blobRow
-			if _, err := load(tx, key("blob", string(d)), &row); err != nil {
-				return err
-			}
-			tx.delete(key("blob", string(d)))
-			garbage = row.Key
+		if garbage, err = unlink(tx, repo, d); err != nil {
+			return err
 		}
-		tx.set(key("dropped", repo, string(d), number(tx.index)), nil)
 		tx.emit(Event{
 			Kind: EventBlobDelete, Actor: actor.ID, Request: actor.RequestID, Repository: repo,
 			Digests: []digest.Digest{d},
@@ -160,10 +159,52 @@ func (r *Registry) writeBlob(ctx context.Context, data []byte) (store.Key, error
 	return w.Key(), nil
 }
 
-// removeBlob removes bytes that no row names. If that fails they are swept
-// up later, so it is only logged.
+// removeBlob removes bytes that no row names, once nobody reads an older state
+// that names them. If that fails they are collected later, so it is only
+// logged.
 func (r *Registry) removeBlob(k store.Key) {
+	if r.pins.postpone(k) {
+		return
+	}
 	if err := r.blobs.Remove(context.Background(), k); err != nil {
 		r.log.Warn("removing bytes that are not needed", "key", k, "error", err)
+	}
+}
+
+// pins keep bytes in storage that no row names any more, while somebody reads
+// what an older state of the rows names.
+type pins struct {
+	mu        sync.Mutex
+	held      int         // guarded by mu
+	postponed []store.Key // guarded by mu
+}
+
+// postpone reports whether the removal of bytes has to wait.
+func (p *pins) postpone(k store.Key) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held > 0 {
+		p.postponed = append(p.postponed, k)
+	}
+	return p.held > 0
+}
+
+// pin keeps all bytes that rows name now until the caller calls unpin.
+func (r *Registry) pin() (unpin func()) {
+	p := &r.pins
+	p.mu.Lock()
+	p.held++
+	p.mu.Unlock()
+	return func() {
+		p.mu.Lock()
+		p.held--
+		var now []store.Key
+		if p.held == 0 {
+			now, p.postponed = p.postponed, nil
+		}
+		p.mu.Unlock()
+		for _, k := range now {
+			r.removeBlob(k)
+		}
 	}
 }

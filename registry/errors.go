@@ -36,6 +36,8 @@ var (
 	ErrNoSpace = store.ErrNoSpace
 )
 
+func isNoSpace(err error) bool { return errors.Is(err, ErrNoSpace) }
+
 // MissingBlobs is the detail of an error that is ErrManifestBlobUnknown.
 type MissingBlobs struct {
 	Digests []string

@@ -16,7 +16,7 @@ import (
 
 // schemaVersion is the version of the table below and of the rows in it.
 // A data directory with another version is refused at start.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // A class says what kind of truth a family of keys holds.
 type class int
@@ -44,33 +44,35 @@ var families = map[string]struct {
 	key   string // parts, for people
 	value string
 }{
-	"schema":    {operational, "", "schemaVersion"},
-	"repo":      {record, "repository", "repoRow: a repository that was pushed to"},
-	"manifest":  {record, "digest", "manifestRow: the bytes of a manifest, or where they are"},
-	"held":      {record, "repository, digest", "heldRow: a manifest in a repository"},
-	"holder":    {record, "manifest digest, repository", "empty: repositories that hold the manifest"},
-	"tag":       {record, "repository, tag", "tagRow: what a tag names now"},
-	"tagmove":   {record, "repository, tag, leaf index (8 bytes)", "tagMoveRow: each move, for as-of questions"},
-	"version":   {record, "repository, number (4 bytes)", "versionRow: a model version"},
-	"versionof": {record, "repository, digest", "number (4 bytes)"},
-	"referrer":  {record, "repository, subject, 2^63-1 - leaf index (8 bytes), digest", "OCI descriptor"},
-	"uses":      {record, "blob or manifest digest, repository, manifest digest", "empty: who names this content"},
-	"fact":      {record, "repository, subject, referrer digest", "factRow: what verification said at push"},
-	"edge":      {record, "object digest, repository, subject digest, statement digest", "edgeRow: lineage, found from its object"},
-	"deployed":  {record, "environment, from (8 bytes, ns), statement digest", "deployedRow"},
-	"document":  {record, "kind (trust, policy), leaf index (8 bytes)", "documentRow: each version of it"},
-	"decision":  {record, "leaf index (8 bytes)", "the decision, canonical JSON bytes"},
-	"allowed":   {operational, "hash of an allow", "allowedRow: identical allows are counted"},
-	"dropped":   {record, "repository, blob digest, leaf index (8 bytes)", "empty: a blob was deleted by somebody"},
-	"reason":    {record, "leaf index (8 bytes)", "reasonRow: free text; erasable, the leaf has its salted hash"},
-	"blob":      {operational, "digest", "blobRow: where the bytes are"},
-	"linked":    {operational, "repository, blob digest", "linkedRow: the repository has the blob"},
-	"linkedin":  {operational, "blob digest, repository", "empty: repositories that have the blob"},
-	"upload":    {operational, "id", "uploadRow: a session"},
-	"log":       {sequenced, "", "logRow: size and time of the newest leaf"},
-	"leaf":      {sequenced, "index (8 bytes)", "the leaf's bytes"},
-	"hash":      {sequenced, "index of a stored hash (8 bytes)", "32 bytes"},
-	"about":     {sequenced, "digest, leaf index (8 bytes)", "empty: leaves that name the digest"},
+	"schema":      {operational, "", "schemaVersion"},
+	"repo":        {record, "repository", "repoRow: a repository that was pushed to"},
+	"manifest":    {record, "digest", "manifestRow: the bytes of a manifest, or where they are"},
+	"held":        {record, "repository, digest", "heldRow: a manifest in a repository"},
+	"holder":      {record, "manifest digest, repository", "empty: repositories that hold the manifest"},
+	"tag":         {record, "repository, tag", "tagRow: what a tag names now"},
+	"tagged":      {record, "repository, digest, tag", "empty: tags that name the manifest now"},
+	"tagmove":     {record, "repository, tag, leaf index (8 bytes)", "tagMoveRow: each move, for as-of questions"},
+	"version":     {record, "repository, number (4 bytes)", "versionRow: a model version"},
+	"versionof":   {record, "repository, digest", "number (4 bytes)"},
+	"referrer":    {record, "repository, subject, 2^63-1 - leaf index (8 bytes), digest", "OCI descriptor"},
+	"uses":        {record, "blob or manifest digest, repository, manifest digest", "empty: who names this content"},
+	"fact":        {record, "repository, subject, referrer digest", "factRow: what verification said at push"},
+	"edge":        {record, "object digest, repository, subject digest, statement digest", "edgeRow: lineage, found from its object"},
+	"deployed":    {record, "environment, from (8 bytes, ns), statement digest", "deployedRow"},
+	"document":    {record, "kind (trust, policy), leaf index (8 bytes)", "documentRow: each version of it"},
+	"decision":    {record, "leaf index (8 bytes)", "the decision, canonical JSON bytes"},
+	"allowed":     {operational, "hash of an allow", "allowedRow: identical allows are counted"},
+	"dropped":     {record, "repository, blob digest, leaf index (8 bytes)", "empty: a blob was deleted or collected"},
+	"quarantined": {record, "digest", "quarantinedRow: content whose bytes are damaged or gone"},
+	"reason":      {record, "leaf index (8 bytes)", "reasonRow: free text; erasable, the leaf has its salted hash"},
+	"blob":        {operational, "digest", "blobRow: where the bytes are"},
+	"linked":      {operational, "repository, blob digest", "linkedRow: the repository has the blob; a lease until a manifest names it"},
+	"linkedin":    {operational, "blob digest, repository", "empty: repositories that have the blob"},
+	"upload":      {operational, "id", "uploadRow: a session"},
+	"log":         {sequenced, "", "logRow: size and time of the newest leaf"},
+	"leaf":        {sequenced, "index (8 bytes)", "the leaf's bytes"},
+	"hash":        {sequenced, "index of a stored hash (8 bytes)", "32 bytes"},
+	"about":       {sequenced, "digest, leaf index (8 bytes)", "empty: leaves that name the digest"},
 }
 
 // key builds a key of a family from its parts.
@@ -167,7 +169,7 @@ type (
 		Size int64     `json:"size"`
 	}
 	linkedRow struct {
-		At time.Time `json:"at"` // a lease, until a manifest names the blob
+		At time.Time `json:"at"` // when the repository got it; see leases
 	}
 	logRow struct {
 		Size int64     `json:"size"`

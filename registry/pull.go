@@ -36,7 +36,7 @@ func (r *Registry) Manifest(ctx context.Context, actor access.Actor, repo, refer
 		}
 		ok, err := load(rd, key("manifest", string(m.Descriptor.Digest)), &row)
 		if err == nil && !ok {
-			err = fmt.Errorf("%s holds %s, whose bytes are gone; run 'assay fsck'", repo, m.Descriptor.Digest)
+			err = errGone(m.Descriptor.Digest)
 		}
 		return err
 	})
@@ -67,7 +67,13 @@ func (r *Registry) StatManifest(ctx context.Context, actor access.Actor, repo, r
 	var m Manifest
 	err := r.view(ctx, func(rd store.Reader) (err error) {
 		m, err = stat(rd, repo, reference)
-		return err
+		if err != nil {
+			return err
+		}
+		if ok, err := exists(rd, key("manifest", string(m.Descriptor.Digest))); err != nil || !ok {
+			return orElse(err, errGone(m.Descriptor.Digest))
+		}
+		return nil
 	})
 	return m.Descriptor, err
 }
@@ -396,8 +402,13 @@ func (r *Registry) OpenBlob(ctx context.Context, actor access.Actor, repo string
 	return b, err
 }
 
-// StatBlob describes a blob of a repository. It never writes.
+// StatBlob describes a blob of a repository. It never writes; but whoever may
+// push and asks relies on the answer, so it renews the repository's leases in
+// memory.
 func (r *Registry) StatBlob(ctx context.Context, actor access.Actor, repo string, d digest.Digest) (ocispec.Descriptor, error) {
+	if !r.wanted(actor, repo, d) {
+		return ocispec.Descriptor{}, fmt.Errorf("%w: %s has no %s", ErrBlobUnknown, repo, d)
+	}
 	row, err := r.findBlob(ctx, actor, repo, d)
 	return ocispec.Descriptor{MediaType: "application/octet-stream", Digest: d, Size: row.Size}, err
 }

@@ -73,6 +73,7 @@ func (r *Registry) PutManifest(ctx context.Context, actor access.Actor, repo str
 		return Receipt{}, fmt.Errorf("%w: %s keeps environment documents (%s) only", ErrManifestInvalid, repo, attest.EnvironmentType)
 	}
 
+	r.leases.renew(repo, r.clock())
 	row := manifestRow{MediaType: m.mediaType, Size: int64(len(m.body)), Body: m.body}
 	if len(m.body) > inlineManifest {
 		if row.Blob, err = r.writeBlob(ctx, m.body); err != nil {
@@ -83,7 +84,8 @@ func (r *Registry) PutManifest(ctx context.Context, actor access.Actor, repo str
 	reason, reasonHash := hashReason(put.Reason)
 
 	var receipt Receipt
-	var stored bool // whether row became the manifest's row
+	var stored bool       // whether row became the manifest's row
+	var damaged store.Key // of bytes that these replace
 	for {
 		// Signatures are verified and documents read before the change, and
 		// what that relied on is checked again inside it.
@@ -110,7 +112,7 @@ func (r *Registry) PutManifest(ctx context.Context, actor access.Actor, repo str
 			if err := p.tags(tags); err != nil {
 				return err
 			}
-			receipt.Version = p.version
+			receipt.Version, damaged = p.version, p.damaged
 			if !p.changed {
 				return nil
 			}
@@ -129,6 +131,9 @@ func (r *Registry) PutManifest(ctx context.Context, actor access.Actor, repo str
 	if row.Blob != "" && (err != nil || !stored) {
 		r.removeBlob(row.Blob)
 	}
+	if err == nil && damaged != "" {
+		r.removeBlob(damaged)
+	}
 	return receipt, err
 }
 
@@ -141,6 +146,7 @@ type pushing struct {
 	event   Event
 	version int
 	changed bool
+	damaged store.Key
 }
 
 // manifest stores the manifest in the repository, if it is not there.
@@ -160,12 +166,18 @@ func (p *pushing) manifest(row manifestRow, stored *bool) error {
 		} else if errors.Is(err, store.ErrNotFound) {
 			err = nil
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return p.heal(row, stored)
 	}
 	p.changed = true
 	missing := &MissingBlobs{}
 	for _, d := range m.blobs {
 		ok, err := exists(tx, key("linked", p.repo, string(d)))
+		if err == nil && ok {
+			ok, err = exists(tx, key("blob", string(d))) // not set aside as damaged
+		}
 		if err != nil {
 			return err
 		}
@@ -192,6 +204,9 @@ func (p *pushing) manifest(row manifestRow, stored *bool) error {
 	if !known {
 		tx.put(key("manifest", string(m.digest)), row)
 		*stored = true
+		if _, p.damaged, err = healed(tx, m.digest); err != nil {
+			return err
+		}
 	}
 	if known, err := exists(tx, key("repo", p.repo)); err != nil {
 		return err
@@ -215,6 +230,19 @@ func (p *pushing) manifest(row manifestRow, stored *bool) error {
 	}
 	p.event.Outcome = p.derived.write(tx, p.repo, m)
 	return nil
+}
+
+// heal puts the bytes of a manifest back that were set aside as damaged.
+func (p *pushing) heal(row manifestRow, stored *bool) error {
+	known, err := exists(p.tx, key("manifest", string(p.m.digest)))
+	if err != nil || known {
+		return err
+	}
+	p.changed, *stored = true, true
+	p.tx.put(key("manifest", string(p.m.digest)), row)
+	p.event.Kind = EventHeal
+	_, p.damaged, err = healed(p.tx, p.m.digest)
+	return err
 }
 
 // referrerDescriptor is how the manifest is listed under its subject.
@@ -250,6 +278,10 @@ func (p *pushing) tags(tags []string) error {
 		}
 		p.changed = true
 		tx.put(key("tag", p.repo, t), tagRow{Digest: m.digest, Index: tx.index, At: tx.now})
+		if now.Digest != "" {
+			tx.delete(key("tagged", p.repo, string(now.Digest), t))
+		}
+		tx.set(key("tagged", p.repo, string(m.digest), t), nil)
 		tx.put(key("tagmove", p.repo, t, number(tx.index)), tagMoveRow{From: now.Digest, To: m.digest, At: tx.now, Actor: p.event.Actor})
 		p.event.Tags = append(p.event.Tags, TagChange{Tag: t, From: now.Digest, To: m.digest})
 		if now.Digest != "" {
@@ -349,12 +381,12 @@ func (r *Registry) DeleteTag(ctx context.Context, actor access.Actor, repo, tag 
 
 func dropTag(tx *txn, repo, tag string, from digest.Digest, actor string) {
 	tx.delete(key("tag", repo, tag))
+	tx.delete(key("tagged", repo, string(from), tag))
 	tx.put(key("tagmove", repo, tag, number(tx.index)), tagMoveRow{From: from, At: tx.now, Actor: actor})
 }
 
 // DeleteManifest removes a manifest and its tags from a repository. One that
-// a release tag names, or that speaks of such a one, is held and stays, and
-// so does one that an index names.
+// is held (see [holds]) stays, and so does one that an index names.
 func (r *Registry) DeleteManifest(ctx context.Context, actor access.Actor, repo string, d digest.Digest) error {
 	if err := checkName(repo); err != nil {
 		return err
@@ -383,29 +415,27 @@ func (r *Registry) DeleteManifest(ctx context.Context, actor access.Actor, repo 
 		if held.Subject != "" {
 			e.Subjects = []digest.Digest{held.Subject}
 		}
-		for row, err := range tx.Scan(under("tag", repo)) {
-			if err != nil {
-				return err
-			}
-			tag := parts(row.Key)[1]
-			var now tagRow
-			if _, err := load(tx, row.Key, &now); err != nil {
-				return err
-			}
-			switch {
-			case IsRelease(tag) && now.Digest == d:
-				return fmt.Errorf("%w: the release %s:%s names it; withdraw it instead", ErrManifestHeld, repo, tag)
-			case IsRelease(tag) && now.Digest == held.Subject:
-				return fmt.Errorf("%w: it speaks of the release %s:%s", ErrManifestHeld, repo, tag)
-			case now.Digest == d:
-				e.Tags = append(e.Tags, TagChange{Tag: tag, From: d})
-			}
+		user, err := firstUser(tx, repo, d)
+		if err != nil {
+			return err
 		}
-		for row, err := range tx.Scan(under("uses", string(d), repo)) {
+		if user != "" {
+			return fmt.Errorf("%w: the index %s names it", ErrManifestHeld, user)
+		}
+		why, err := heldBecause(tx, repo, d, map[digest.Digest]bool{})
+		if err != nil {
+			return err
+		}
+		if why != "" {
+			return fmt.Errorf("%w: %s", ErrManifestHeld, why)
+		}
+		tagged := under("tagged", repo, string(d))
+		tagged.KeysOnly = true
+		for row, err := range tx.Scan(tagged) {
 			if err != nil {
 				return err
 			}
-			return fmt.Errorf("%w: the index %s names it", ErrManifestHeld, parts(row.Key)[2])
+			e.Tags = append(e.Tags, TagChange{Tag: parts(row.Key)[2], From: d})
 		}
 		for _, t := range e.Tags {
 			dropTag(tx, repo, t.Tag, d, actor.ID)

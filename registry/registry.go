@@ -14,7 +14,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -35,8 +34,9 @@ type Options struct {
 	// Log takes what operators should see; nil discards it.
 	Log *slog.Logger
 
-	// UploadTTL is how long an upload may rest before it is dropped; 0 is a day.
-	UploadTTL time.Duration
+	// Lease is how long an upload may rest before it is dropped, and how long
+	// a blob that no manifest names is kept; 0 is a day.
+	Lease time.Duration
 }
 
 // A Registry is a model registry over a DB and Blobs, which it does not close.
@@ -46,20 +46,20 @@ type Registry struct {
 	identity *Identity
 	clock    func() time.Time
 	log      *slog.Logger
-	ttl      time.Duration
 
 	seq     *sequencer
 	uploads *uploads
+	leases  *leases
 
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	maintenance sync.Mutex // held by the one collection that runs
+	pins        pins
 }
 
 // Open opens a registry. It refuses a DB whose schema it does not know.
 func Open(ctx context.Context, opt Options) (*Registry, error) {
 	r := &Registry{
 		db: opt.DB, blobs: opt.Blobs, identity: opt.Identity,
-		clock: opt.Clock, log: opt.Log, ttl: opt.UploadTTL,
+		clock: opt.Clock, log: opt.Log,
 	}
 	if r.clock == nil {
 		r.clock = time.Now
@@ -67,21 +67,15 @@ func Open(ctx context.Context, opt Options) (*Registry, error) {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	if r.ttl == 0 {
-		r.ttl = 24 * time.Hour
+	if opt.Lease == 0 {
+		opt.Lease = 24 * time.Hour
 	}
 	if err := r.checkSchema(ctx); err != nil {
 		return nil, err
 	}
 	r.uploads = &uploads{sessions: map[string]*session{}}
 	r.seq = newSequencer(r.db, r.clock)
-	if err := r.sweep(ctx, true); err != nil && !errors.Is(err, store.ErrNoSpace) {
-		r.seq.close()
-		return nil, fmt.Errorf("clearing up what was left unfinished: %w", err)
-	}
-	background, stop := context.WithCancel(context.Background())
-	r.stop = stop
-	r.wg.Go(func() { r.sweepForever(background) })
+	r.leases = newLeases(opt.Lease, r.clock())
 	return r, nil
 }
 
@@ -111,8 +105,6 @@ func (r *Registry) checkSchema(ctx context.Context) error {
 // Close finishes changes that were submitted and keeps running uploads for
 // their clients to resume.
 func (r *Registry) Close() error {
-	r.stop()
-	r.wg.Wait()
 	r.uploads.close()
 	r.seq.close()
 	return nil

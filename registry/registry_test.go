@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -45,6 +46,7 @@ func newHouse(t testing.TB) *house {
 		t.Fatal(err)
 	}
 	h := &house{t: t, db: store.NewMemDB(), blobs: store.NewMemBlobs(), id: id, now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	h.blobs.SetClock(h.clock)
 	h.open()
 	t.Cleanup(func() { h.Close() })
 	return h
@@ -445,7 +447,7 @@ func TestSHA512(t *testing.T) {
 	h.sound()
 }
 
-func TestAbandonedUploadsAreSwept(t *testing.T) {
+func TestAbandonedUploadsAreCollected(t *testing.T) {
 	h := newHouse(t)
 	ctx := t.Context()
 	u, _ := h.StartUpload(ctx, me, "a", StartUpload{})
@@ -453,16 +455,12 @@ func TestAbandonedUploadsAreSwept(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.advance(23 * time.Hour)
-	if err := h.sweep(ctx, false); err != nil {
-		t.Fatal(err)
-	}
+	h.collect()
 	if _, err := h.StatUpload(ctx, me, "a", u.ID); err != nil {
-		t.Errorf("swept too early: %v", err)
+		t.Errorf("collected too early: %v", err)
 	}
 	h.advance(2 * time.Hour)
-	if err := h.sweep(ctx, false); err != nil {
-		t.Fatal(err)
-	}
+	h.collect()
 	if _, err := h.StatUpload(ctx, me, "a", u.ID); !errors.Is(err, ErrUploadUnknown) {
 		t.Errorf("an abandoned upload is still there: %v", err)
 	}
@@ -787,7 +785,7 @@ func TestUnknownSchema(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "99") {
 		t.Errorf("schema 99: %v", err)
 	}
-	h.db.SetRow(string(key("schema")), []byte("1"))
+	h.db.SetRow(string(key("schema")), []byte(strconv.Itoa(schemaVersion)))
 	h.open()
 }
 
@@ -818,7 +816,7 @@ func TestFsckFindsEverything(t *testing.T) {
 			h.db.SetRow(k, []byte(v))
 		}
 	}
-	for _, want := range []string{"held", "holder", "tag", "tagmove", "version", "versionof", "referrer", "uses", "fact", "edge", "deployed", "document", "decision", "blob", "linked", "linkedin", "leaf", "hash", "about", "log"} {
+	for _, want := range []string{"held", "holder", "tag", "tagged", "tagmove", "version", "versionof", "referrer", "uses", "fact", "edge", "deployed", "document", "decision", "blob", "linked", "linkedin", "leaf", "hash", "about", "log"} {
 		if !families[want] {
 			t.Errorf("the test has no row of family %s", want)
 		}

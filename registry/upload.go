@@ -149,6 +149,7 @@ func (r *Registry) StartUpload(ctx context.Context, actor access.Actor, repo str
 		return Upload{}, fmt.Errorf("%w: %d uploads are running", ErrTooManyUploads, maxUploads)
 	}
 	r.uploads.sessions[s.id] = s
+	r.leases.renew(repo, r.clock())
 	return Upload{ID: s.id}, nil
 }
 
@@ -410,6 +411,7 @@ func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte
 	}
 	s.offset += int64(len(data))
 	s.active = r.clock()
+	r.leases.renew(s.repo, s.active)
 	if s.offset-s.checkpoint >= checkpointEvery {
 		return r.saveCheckpoint(context.WithoutCancel(ctx), s)
 	}
@@ -500,13 +502,13 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 	if err := s.writer.Commit(); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("making blob %s durable: %w", want, err)
 	}
-	used, err := r.commitBlob(context.WithoutCancel(ctx), repo, want, bytes)
+	used, err := r.commitBlob(context.WithoutCancel(ctx), actor, repo, want, bytes)
 	// Its bytes are sealed, so the session cannot go on either way.
 	s.gone = true
 	r.forgetSession(s)
 	if err != nil {
 		// Whether the row was written is not known, unless the disk was full;
-		// bytes that no row names are swept up.
+		// bytes that no row names are collected.
 		if errors.Is(err, ErrNoSpace) {
 			r.removeBlob(bytes.Key)
 		}

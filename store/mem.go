@@ -255,6 +255,7 @@ type MemBlobs struct {
 	full     bool
 	failSync bool
 	opens    int
+	clock    func() time.Time
 }
 
 type memBlob struct {
@@ -267,7 +268,14 @@ type memBlob struct {
 
 // NewMemBlobs returns an empty MemBlobs.
 func NewMemBlobs() *MemBlobs {
-	return &MemBlobs{blobs: map[Key]*memBlob{}, removed: map[Key]bool{}}
+	return &MemBlobs{blobs: map[Key]*memBlob{}, removed: map[Key]bool{}, clock: time.Now}
+}
+
+// SetClock makes blobs bear another time than the system's.
+func (b *MemBlobs) SetClock(clock func() time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.clock = clock
 }
 
 // SetFull makes writes fail with ErrNoSpace, or succeed again.
@@ -298,6 +306,7 @@ func (b *MemBlobs) Crash() *MemBlobs {
 	defer b.mu.Unlock()
 	b.poisoned = true
 	after := NewMemBlobs()
+	after.clock = b.clock
 	for k, m := range b.blobs {
 		if m.durable >= 0 {
 			after.blobs[k] = &memBlob{data: bytes.Clone(m.data[:m.durable]), durable: m.durable, committed: m.committed, modified: m.modified}
@@ -337,7 +346,7 @@ func (b *MemBlobs) Create(ctx context.Context, size int64) (BlobWriter, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	m := &memBlob{durable: -1, writing: true, modified: time.Now()}
+	m := &memBlob{durable: -1, writing: true, modified: b.clock()}
 	key := NewKey()
 	b.blobs[key] = m
 	return &memWriter{b: b, key: key, m: m}, nil
@@ -472,7 +481,7 @@ func (w *memWriter) Write(p []byte) (int, error) {
 		return 0, ErrNoSpace
 	}
 	w.m.data = append(w.m.data, p...)
-	w.m.modified = time.Now()
+	w.m.modified = w.b.clock()
 	return len(p), nil
 }
 

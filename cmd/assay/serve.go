@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -236,6 +237,11 @@ func (s *server) run(ctx context.Context) error {
 	failed := make(chan error, 2)
 	go func() { failed <- s.http.Serve(s.httpListener) }()
 	go func() { failed <- s.grpc.Serve(s.grpcListener) }()
+	maintenance, stopMaintenance := context.WithCancel(ctx)
+	var background sync.WaitGroup
+	background.Go(func() { s.registry.Maintain(maintenance) })
+	defer background.Wait()
+	defer stopMaintenance()
 	var err error
 	if s.opt.readyFile != "" {
 		err = writeReadyFile(s.opt.readyFile, s.addresses())
