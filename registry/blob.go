@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -187,6 +188,13 @@ func (p *pins) postpone(k store.Key) bool {
 		p.postponed = append(p.postponed, k)
 	}
 	return p.held > 0
+}
+
+// all are the keys whose removal waits.
+func (p *pins) all() []store.Key {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.postponed)
 }
 
 // pin keeps all bytes that rows name now until the caller calls unpin.

@@ -351,6 +351,9 @@ func (c *collector) reconcile() error {
 		}
 		s.mu.Unlock()
 	}
+	for _, k := range r.pins.all() {
+		running[k] = true
+	}
 	missing := map[digest.Digest]store.Key{}
 	named := func(d digest.Digest, k store.Key) {
 		if k == "" {

@@ -26,6 +26,8 @@ const (
 	EventTrust          = "trust.apply"
 	EventPolicy         = "policy.apply"
 	EventDecision       = "decision"
+	EventTokenCreate    = "token.create"
+	EventTokenRevoke    = "token.revoke"
 )
 
 // An Event is a leaf of the log: what happened, when, on whose behalf, to
@@ -55,6 +57,9 @@ type Event struct {
 	// for statements.
 	Outcome     string `json:"outcome,omitempty"`
 	Environment string `json:"environment,omitempty"`
+
+	// Token is the id of the token that was made or revoked.
+	Token string `json:"token,omitempty"`
 
 	ReasonHash string `json:"reasonHash,omitempty"`
 }

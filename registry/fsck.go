@@ -52,7 +52,7 @@ const (
 // tree and against the record. It writes nothing. Changes made while it runs
 // can look like findings; run it on a server that is stopped.
 func (r *Registry) Fsck(ctx context.Context) (FsckReport, error) {
-	f := &checker{r: r, ctx: ctx, report: FsckReport{Findings: []Finding{}}, keys: map[store.Key]digest.Digest{}, state: map[string]digest.Digest{}}
+	f := &checker{r: r, ctx: ctx, report: FsckReport{Findings: []Finding{}}, keys: map[store.Key]digest.Digest{}, state: map[string]digest.Digest{}, revoked: map[string]bool{}}
 	if v, ok := r.db.(interface{ Verify(context.Context) error }); ok {
 		if err := v.Verify(ctx); err != nil {
 			f.find(err.Error(), "the database's files", restore)
@@ -88,6 +88,8 @@ type checker struct {
 	// state is what the log comes to: keys of tags, manifests and facts, and
 	// the digest each has, or "" if it was removed.
 	state map[string]digest.Digest
+
+	revoked map[string]bool // tokens, by their rows
 }
 
 func (f *checker) find(what, where, remedy string) {
@@ -284,6 +286,21 @@ func (f *checker) facts() error {
 	if err != nil {
 		return err
 	}
+	var token tokenRow
+	err = f.scan("token", &token, func(k []byte) error {
+		defer func() { token = tokenRow{} }()
+		l, err := leafAt(f.rd, token.Index)
+		if err != nil || l.Event.Kind != EventTokenCreate || l.Event.Token != parts(k)[0] {
+			f.find(fmt.Sprintf("log leaf %d does not record it", token.Index), "token "+parts(k)[0], restore)
+		}
+		if !token.Revoked.IsZero() {
+			f.revoked[token.ID] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	var q quarantinedRow
 	err = f.scan("quarantined", &q, func(k []byte) error {
 		defer func() { q = quarantinedRow{} }()
@@ -432,6 +449,14 @@ func (f *checker) replay(index int64, e Event) {
 				f.state[string(key("quarantined", string(d)))] = d
 			}
 		}
+	case EventTokenCreate:
+		need("the token", key("token", e.Token))
+	case EventTokenRevoke:
+		need("the token", key("token", e.Token))
+		if !f.revoked[e.Token] {
+			f.find("the token that it records as revoked is not", where, restore)
+		}
+		delete(f.revoked, e.Token)
 	case EventDecision:
 		need("the decision", key("decision", number(index)))
 	case EventTrust, EventPolicy:
@@ -465,6 +490,9 @@ func meaning(kind string, body []byte) digest.Digest {
 
 // compareReplayed compares what the log comes to with the rows.
 func (f *checker) compareReplayed() {
+	for id := range f.revoked {
+		f.find("it is revoked and the log does not say so", "token "+id, restore)
+	}
 	for k, d := range f.state {
 		if f.has([]byte(k)) != (d != "") {
 			f.find("the log and this row disagree on whether it is there", fmt.Sprintf("row %q", k), restore)

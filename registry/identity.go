@@ -29,6 +29,8 @@ type Identity struct {
 
 	// uploads authenticates the offsets in upload locations.
 	uploads []byte
+
+	checkpoint ed25519.PrivateKey // of Log
 }
 
 func makeKeys() (checkpoint ed25519.PrivateKey, status *ecdsa.PrivateKey, uploads []byte, err error) {
@@ -57,7 +59,7 @@ func assemble(origin string, checkpoint ed25519.PrivateKey, status *ecdsa.Privat
 	if err != nil {
 		return nil, err
 	}
-	return &Identity{log, status, uploads}, nil
+	return &Identity{log, status, uploads, checkpoint}, nil
 }
 
 // LoadIdentity reads the identity in dir, which is made at first start: the
@@ -106,35 +108,46 @@ func LoadIdentity(dir string) (*Identity, error) {
 }
 
 func makeIdentity(dir string) (*Identity, error) {
-	var id [8]byte
-	rand.Read(id[:])
-	origin := "assay.log/" + hex.EncodeToString(id[:])
-	checkpoint, status, uploads, err := makeKeys()
+	var raw [8]byte
+	rand.Read(raw[:])
+	id, err := NewIdentity("assay.log/" + hex.EncodeToString(raw[:]))
 	if err != nil {
 		return nil, err
 	}
-	checkpointPEM, err := keyPEM(checkpoint)
+	files, err := id.files()
 	if err != nil {
 		return nil, err
 	}
-	statusPEM, err := keyPEM(status)
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range []struct {
-		name string
-		data []byte
-	}{
-		{"checkpoint.key", checkpointPEM},
-		{"status.key", statusPEM},
-		{"uploads.secret", []byte(hex.EncodeToString(uploads) + "\n")},
-		{"origin", []byte(origin + "\n")},
-	} {
+	for _, f := range files {
 		if err := writeDurably(filepath.Join(dir, f.name), f.data); err != nil {
 			return nil, fmt.Errorf("making the server's identity: %w", err)
 		}
 	}
-	return assemble(origin, checkpoint, status, uploads)
+	return id, nil
+}
+
+type identityFile struct {
+	name string
+	data []byte
+}
+
+// files are what a folder with the identity holds, in the order in which they
+// are written: the origin is the last.
+func (id *Identity) files() ([]identityFile, error) {
+	checkpoint, err := keyPEM(id.checkpoint)
+	if err != nil {
+		return nil, err
+	}
+	status, err := keyPEM(id.Status)
+	if err != nil {
+		return nil, err
+	}
+	return []identityFile{
+		{"checkpoint.key", checkpoint},
+		{"status.key", status},
+		{"uploads.secret", []byte(hex.EncodeToString(id.uploads) + "\n")},
+		{"origin", []byte(id.Log.Origin() + "\n")},
+	}, nil
 }
 
 func keyPEM(k any) ([]byte, error) {

@@ -64,6 +64,7 @@ var families = map[string]struct {
 	"allowed":     {operational, "hash of an allow", "allowedRow: identical allows are counted"},
 	"dropped":     {record, "repository, blob digest, leaf index (8 bytes)", "empty: a blob was deleted or collected"},
 	"quarantined": {record, "digest", "quarantinedRow: content whose bytes are damaged or gone"},
+	"token":       {record, "id", "tokenRow: what a program logs in with; only a hash of its secret"},
 	"reason":      {record, "leaf index (8 bytes)", "reasonRow: free text; erasable, the leaf has its salted hash"},
 	"blob":        {operational, "digest", "blobRow: where the bytes are"},
 	"linked":      {operational, "repository, blob digest", "linkedRow: the repository has the blob; a lease until a manifest names it"},

@@ -14,6 +14,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -73,7 +74,7 @@ func Open(ctx context.Context, opt Options) (*Registry, error) {
 	if err := r.checkSchema(ctx); err != nil {
 		return nil, err
 	}
-	r.uploads = &uploads{sessions: map[string]*session{}}
+	r.uploads = &uploads{sessions: map[string]*session{}, each: map[string]int{}}
 	r.seq = newSequencer(r.db, r.clock)
 	r.leases = newLeases(opt.Lease, r.clock())
 	return r, nil
@@ -88,6 +89,9 @@ func (r *Registry) checkSchema(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if known && version == schemaRestoring {
+		return errors.New("a restore into this folder was not finished: empty the folder and restore again")
 	}
 	if known && version != schemaVersion {
 		return fmt.Errorf("the data is of schema version %d and this program knows version %d: "+

@@ -793,6 +793,18 @@ func TestUnknownSchema(t *testing.T) {
 func TestFsckFindsEverything(t *testing.T) {
 	h := newHouse(t)
 	h.populate()
+	grants := []access.Grant{{Role: access.Reader, Repositories: "**"}}
+	for _, name := range []string{"kept", "revoked"} {
+		token, _, err := h.CreateToken(t.Context(), me, name, grants, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "revoked" {
+			if _, err := h.RevokeToken(t.Context(), me, token.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	h.sound()
 	// What may be lost without a trace: operational rows that nothing else
 	// speaks of, and the erasable text of reasons.
@@ -816,7 +828,7 @@ func TestFsckFindsEverything(t *testing.T) {
 			h.db.SetRow(k, []byte(v))
 		}
 	}
-	for _, want := range []string{"held", "holder", "tag", "tagged", "tagmove", "version", "versionof", "referrer", "uses", "fact", "edge", "deployed", "document", "decision", "blob", "linked", "linkedin", "leaf", "hash", "about", "log"} {
+	for _, want := range []string{"held", "holder", "tag", "tagged", "tagmove", "version", "versionof", "referrer", "uses", "fact", "edge", "deployed", "document", "decision", "token", "blob", "linked", "linkedin", "leaf", "hash", "about", "log"} {
 		if !families[want] {
 			t.Errorf("the test has no row of family %s", want)
 		}

@@ -36,8 +36,10 @@ const (
 	// checkpointEvery is how many bytes a crash may cost an upload.
 	checkpointEvery = 256 << 20
 
-	// maxUploads bounds the sessions in memory.
-	maxUploads = 10_000
+	// maxUploads bounds the sessions in memory, and maxUploadsEach those of
+	// one actor, so that nobody takes them all.
+	maxUploads     = 10_000
+	maxUploadsEach = 1_000
 )
 
 // An Upload is a session in which a blob is sent.
@@ -82,6 +84,23 @@ type uploadRow struct {
 type uploads struct {
 	mu       sync.Mutex          // taken after a session's, never before
 	sessions map[string]*session // guarded by mu
+	each     map[string]int      // how many an actor has; guarded by mu
+}
+
+// add and remove keep the counts right. u.mu is held.
+func (u *uploads) add(s *session) {
+	u.sessions[s.id] = s
+	u.each[s.actor]++
+}
+
+func (u *uploads) remove(s *session) {
+	if u.sessions[s.id] != s {
+		return
+	}
+	delete(u.sessions, s.id)
+	if u.each[s.actor]--; u.each[s.actor] == 0 {
+		delete(u.each, s.actor)
+	}
 }
 
 func (u *uploads) all() []*session {
@@ -95,6 +114,7 @@ func (u *uploads) all() []*session {
 // so a newer request takes over from one whose client has gone away.
 type session struct {
 	id, repo string
+	actor    string
 	alg      digest.Algorithm
 
 	mu         sync.Mutex
@@ -140,7 +160,7 @@ func (r *Registry) StartUpload(ctx context.Context, actor access.Actor, repo str
 	var raw [16]byte
 	rand.Read(raw[:])
 	s := &session{
-		id: hex.EncodeToString(raw[:]), repo: repo, alg: start.Algorithm,
+		id: hex.EncodeToString(raw[:]), repo: repo, actor: actor.ID, alg: start.Algorithm,
 		hash: start.Algorithm.Hash(), active: r.clock(),
 	}
 	r.uploads.mu.Lock()
@@ -148,7 +168,10 @@ func (r *Registry) StartUpload(ctx context.Context, actor access.Actor, repo str
 	if len(r.uploads.sessions) >= maxUploads {
 		return Upload{}, fmt.Errorf("%w: %d uploads are running", ErrTooManyUploads, maxUploads)
 	}
-	r.uploads.sessions[s.id] = s
+	if mine := r.uploads.each[actor.ID]; mine >= maxUploadsEach {
+		return Upload{}, fmt.Errorf("%w: you have %d that are not finished; finish or cancel some, or wait until they expire", ErrTooManyUploads, mine)
+	}
+	r.uploads.add(s)
 	r.leases.renew(repo, r.clock())
 	return Upload{ID: s.id}, nil
 }
@@ -210,10 +233,10 @@ func (r *Registry) session(ctx context.Context, actor access.Actor, repo, id str
 		return nil, err
 	}
 	s = &session{
-		id: id, repo: repo, alg: row.Algorithm, writer: w, hash: h,
+		id: id, repo: repo, actor: actor.ID, alg: row.Algorithm, writer: w, hash: h,
 		offset: row.Offset, checkpoint: row.Offset, hasRow: true, active: r.clock(),
 	}
-	r.uploads.sessions[id] = s
+	r.uploads.add(s)
 	return s, nil
 }
 
@@ -548,7 +571,7 @@ func (r *Registry) drop(s *session) {
 
 func (r *Registry) forgetSession(s *session) {
 	r.uploads.mu.Lock()
-	delete(r.uploads.sessions, s.id)
+	r.uploads.remove(s)
 	r.uploads.mu.Unlock()
 	if !s.hasRow {
 		return

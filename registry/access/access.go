@@ -54,8 +54,20 @@ var may = map[Role][]Action{
 // is every repository one level below credit, "credit/**" every one below it,
 // "**" all of them and the registry as a whole.
 type Grant struct {
-	Role         Role
-	Repositories string
+	Role         Role   `json:"role" yaml:"role"`
+	Repositories string `json:"repositories" yaml:"repositories"`
+}
+
+// Check returns an error unless the grant has a role and a pattern that are
+// known.
+func (g Grant) Check() error {
+	if _, ok := may[g.Role]; !ok {
+		return fmt.Errorf("role %q is unknown: use reader, pusher, auditor or operator", g.Role)
+	}
+	if _, err := path.Match(strings.TrimSuffix(g.Repositories, "/**"), ""); err != nil || g.Repositories == "" {
+		return fmt.Errorf("%q is no pattern of repositories: write credit/*, credit/** or **", g.Repositories)
+	}
+	return nil
 }
 
 // An Actor is who is asking. The zero Actor may do nothing.

@@ -59,6 +59,8 @@ func Gateway(ctx context.Context, opt Options) (http.Handler, error) {
 		pb.RegisterGateServiceHandlerServer(ctx, mux, gate{server: s}),
 		pb.RegisterLogServiceHandlerServer(ctx, mux, transparency{server: s}),
 		pb.RegisterTrustServiceHandlerServer(ctx, mux, trust{server: s}),
+		pb.RegisterAccessServiceHandlerServer(ctx, mux, accounts{server: s}),
+		pb.RegisterMaintenanceServiceHandlerServer(ctx, mux, maintenance{server: s}),
 		mux.HandlePath(http.MethodGet, "/api/v1/openapi.json", func(w http.ResponseWriter, _ *http.Request, _ map[string]string) {
 			w.Header().Set("Content-Type", "application/json")
 			w.Write(proto.OpenAPI)

@@ -59,6 +59,8 @@ func Register(g *grpc.Server, opt Options) {
 	pb.RegisterGateServiceServer(g, gate{server: s})
 	pb.RegisterLogServiceServer(g, transparency{server: s})
 	pb.RegisterTrustServiceServer(g, trust{server: s})
+	pb.RegisterAccessServiceServer(g, accounts{server: s})
+	pb.RegisterMaintenanceServiceServer(g, maintenance{server: s})
 	healthpb.RegisterHealthServer(g, health{server: s, services: g.GetServiceInfo()})
 	reflection.Register(g)
 }
