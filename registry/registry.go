@@ -122,6 +122,33 @@ func (r *Registry) Ready(ctx context.Context) error {
 	return r.blobs.Ready()
 }
 
+// Stats are counts since the registry was opened, and what there is now.
+type Stats struct {
+	Changes, Refused int64         // that were submitted; that were not made
+	Commits          int64         // in which they were made together
+	CommitTime       time.Duration // of all of those
+	Uploads          int           // sessions in memory
+	Leaves           int64         // of the log
+}
+
+// Stats returns what a monitor wants to know. It is cheap.
+func (r *Registry) Stats(ctx context.Context) (Stats, error) {
+	s := Stats{
+		Changes: r.seq.changes.Load(), Refused: r.seq.refused.Load(), Commits: r.seq.commits.Load(),
+		CommitTime: time.Duration(r.seq.nanos.Load()),
+	}
+	r.uploads.mu.Lock()
+	s.Uploads = len(r.uploads.sessions)
+	r.uploads.mu.Unlock()
+	var log logRow
+	err := r.view(ctx, func(rd store.Reader) error {
+		_, err := load(rd, key("log"), &log)
+		return err
+	})
+	s.Leaves = log.Size
+	return s, err
+}
+
 // view reads one state.
 func (r *Registry) view(ctx context.Context, fn func(store.Reader) error) error {
 	return r.db.View(ctx, fn)

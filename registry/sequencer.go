@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -174,6 +175,8 @@ type sequencer struct {
 
 	mu     sync.RWMutex // guards closed against sends on queue
 	closed bool
+
+	changes, refused, commits, nanos atomic.Int64
 }
 
 type waiting struct {
@@ -244,6 +247,7 @@ func (s *sequencer) run() {
 // dealt with: at least one.
 func (s *sequencer) commit(group []*waiting) int {
 	now := s.clock().UTC()
+	start := time.Now()
 	limits := s.db.Limits()
 	outcomes := make([]error, len(group))
 	taken := 0
@@ -309,8 +313,14 @@ func (s *sequencer) commit(group []*waiting) int {
 		if err != nil && outcomes[i] == nil {
 			outcomes[i] = err
 		}
+		if outcomes[i] != nil {
+			s.refused.Add(1)
+		}
 		w.outcome <- outcomes[i]
 	}
+	s.changes.Add(int64(taken))
+	s.commits.Add(1)
+	s.nanos.Add(int64(time.Since(start)))
 	return taken
 }
 

@@ -90,3 +90,12 @@ func (s *Space) Release(n int64) {
 	defer s.mu.Unlock()
 	s.promised -= n
 }
+
+// Usage returns how many bytes are free, how many of them are promised to
+// running uploads, and how many are kept in reserve.
+func (s *Space) Usage() (free, promised, reserve int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	free, err = s.free()
+	return free, s.promised, s.reserve, err
+}

@@ -287,7 +287,12 @@ func TestFlagsFromEnvironmentAndFile(t *testing.T) {
 // Verbs that are clients stay clients: only the files named here may know the
 // registry from inside.
 func TestArrows(t *testing.T) {
-	allowed := map[string]bool{"serve.go": true, "fsck.go": true, "log.go": true} // log verify reads leaves offline
+	allowed := map[string]bool{
+		"serve.go": true, "security.go": true, "metrics.go": true, // the server
+		"fsck.go": true, "restore.go": true, // work on the data of a stopped one
+		"log.go":    true, // log verify reads leaves offline
+		"access.go": true, // hashes passwords as the server checks them
+	}
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)

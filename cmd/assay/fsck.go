@@ -38,7 +38,7 @@ says where it is and what to do.`,
 }
 
 func fsck(cmd *cobra.Command, g *globals, data string) error {
-	db, blobs, r, err := openData(cmd.Context(), data, store.DefaultReserve, slog.New(slog.DiscardHandler))
+	db, blobs, r, err := openData(cmd.Context(), data, store.NewSpace(data, store.DefaultReserve), slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
@@ -61,6 +61,9 @@ func fsck(cmd *cobra.Command, g *globals, data string) error {
 func printFsck(w io.Writer, r registry.FsckReport) {
 	for _, f := range r.Findings {
 		fmt.Fprintf(w, "%s\n  where: %s\n  what to do: %s\n", f.What, f.Where, f.Remedy)
+	}
+	if r.Unnamed > 0 {
+		fmt.Fprintf(w, "%d unfinished uploads (%s) that the server takes back when it runs\n", r.Unnamed, byteSize(r.UnnamedBytes))
 	}
 	fmt.Fprintf(w, "checked %d repositories, %d manifests, %d blobs (%s), %d log leaves: %d findings\n",
 		r.Repositories, r.Manifests, r.Blobs, byteSize(r.BlobBytes), r.Leaves, len(r.Findings))

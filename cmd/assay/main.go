@@ -87,7 +87,7 @@ is looked up on the server given by --server or ASSAY_SERVER.`,
 		id       string
 		commands []*cobra.Command
 	}{
-		{"server", []*cobra.Command{newServeCommand(g), newFsckCommand(g)}},
+		{"server", []*cobra.Command{newServeCommand(g), newLoginCommand(g), newAccessCommand(g), newGCCommand(g), newScrubCommand(g), newBackupCommand(g), newRestoreCommand(g), newFsckCommand(g)}},
 		{"model", []*cobra.Command{newPushCommand(g), newPullCommand(g), newVersionsCommand(g), newShowCommand(g)}},
 		{"trust", []*cobra.Command{newKeysCommand(g), newTrustCommand(g), newSignCommand(g), newAttestCommand(g), newVerifyCommand(g), newLineageCommand(g), newWithdrawCommand(g)}},
 		{"conformance", []*cobra.Command{newSuiteCommand(g), newEnvCommand(g), newReplayCommand(g), newJudgeCommand(g), newCertifyCommand(g)}},

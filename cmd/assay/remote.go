@@ -23,7 +23,7 @@ import (
 	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
-	"oras.land/oras-go/v2/registry/remote/credentials"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 	"oras.land/oras-go/v2/registry/remote/retry"
 
 	"github.com/assay-dev/assay/conformance"
@@ -52,16 +52,22 @@ func (g *globals) repository(ref string) (*remote.Repository, string, error) {
 	}
 	repo := &remote.Repository{
 		Reference:       parsed,
-		PlainHTTP:       g.plainHTTP || isLoopback(parsed.Host()) || g.server == "http://"+parsed.Host(),
+		PlainHTTP:       g.plain(parsed.Host()),
 		SkipReferrersGC: true,
 	}
-	client := &auth.Client{Client: retry.DefaultClient, Cache: auth.NewCache()}
+	client := &auth.Client{Client: retry.DefaultClient, Cache: auth.NewCache(), Credential: g.credential}
 	client.SetUserAgent("assay/" + buildVersion())
-	if store, err := credentials.NewStoreFromDocker(credentials.StoreOptions{}); err == nil {
-		client.Credential = credentials.Credential(store)
-	}
 	repo.Client = client
 	return repo, parsed.Reference, nil
+}
+
+// plain reports whether a host is spoken to without TLS: as --server says if
+// it is that, else on this machine, or if --plain-http says so.
+func (g *globals) plain(host string) bool {
+	if u, err := g.serverURL(); err == nil && u.Host == host {
+		return u.Scheme == "http"
+	}
+	return g.plainHTTP || isLoopback(host)
 }
 
 // resolve returns the repository that ref names and the descriptor of the
@@ -174,6 +180,17 @@ func (g *globals) serverURL() (*url.URL, error) {
 // api calls the server's REST interface. in (unless nil) is sent as JSON and
 // the answer decoded into out.
 func (g *globals) api(ctx context.Context, method, path string, query url.Values, in, out proto.Message) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return g.call(ctx, method, path, query, in, out)
+}
+
+// apiLong is api for what may take long.
+func (g *globals) apiLong(ctx context.Context, method, path string, in, out proto.Message) error {
+	return g.call(ctx, method, path, nil, in, out)
+}
+
+func (g *globals) call(ctx context.Context, method, path string, query url.Values, in, out proto.Message) error {
 	u, err := g.serverURL()
 	if err != nil {
 		return err
@@ -193,8 +210,10 @@ func (g *globals) api(ctx context.Context, method, path string, query url.Values
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "assay/"+buildVersion())
-	client := &http.Client{Timeout: time.Minute}
-	resp, err := client.Do(req)
+	if err := g.authorize(req); err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return g.explain(err, method+" "+u.Path)
 	}
@@ -203,19 +222,31 @@ func (g *globals) api(ctx context.Context, method, path string, query url.Values
 	if err != nil {
 		return g.explain(err, method+" "+u.Path)
 	}
+	if err := g.refusal(resp, raw); err != nil {
+		return err
+	}
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, out); err != nil {
+		return fmt.Errorf("%s %s: the answer is not what was expected: %w", method, u.Path, err)
+	}
+	return nil
+}
+
+// refusal is the error in an answer of the REST interface, or nil.
+func (g *globals) refusal(resp *http.Response, raw []byte) error {
 	if resp.StatusCode/100 != 2 {
 		// google.rpc.Status as grpc-gateway renders it.
 		var status struct {
 			Message string `json:"message"`
 		}
 		if json.Unmarshal(raw, &status) == nil && status.Message != "" {
-			return &apiError{resp.StatusCode, status.Message}
+			err := &apiError{resp.StatusCode, status.Message}
+			if resp.StatusCode == http.StatusUnauthorized {
+				return remedy(err, "log in with 'assay login', or put a token into %s", tokenVariable)
+			}
+			return err
 		}
-		return remedy(&apiError{resp.StatusCode, fmt.Sprintf("%s %s: the server answered %s", method, u.Path, resp.Status)},
+		return remedy(&apiError{resp.StatusCode, fmt.Sprintf("%s %s: the server answered %s", resp.Request.Method, resp.Request.URL.Path, resp.Status)},
 			"is %s an Assay server? name it with --server", g.server)
-	}
-	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(raw, out); err != nil {
-		return fmt.Errorf("%s %s: the answer is not what was expected: %w", method, u.Path, err)
 	}
 	return nil
 }
@@ -257,10 +288,17 @@ func (g *globals) explain(err error, doing string) error {
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return remedy(wrapped, "no server answers there: start one with 'assay serve', or name another with --server or ASSAY_SERVER")
+	case unauthorized(err):
+		return remedy(wrapped, "log in with 'assay login' (or docker or oras login), or put a token into %s", tokenVariable)
 	case errors.Is(err, errdef.ErrNotFound):
 		return remedy(fmt.Errorf("%s: not found", doing), "list what there is with 'assay versions REPOSITORY'")
 	}
 	return wrapped
+}
+
+func unauthorized(err error) bool {
+	var answer *errcode.ErrorResponse
+	return errors.Is(err, auth.ErrBasicCredentialNotFound) || errors.As(err, &answer) && answer.StatusCode == http.StatusUnauthorized
 }
 
 func isLoopback(hostport string) bool {

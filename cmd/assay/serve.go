@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,16 +16,15 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/assay-dev/assay/registry"
-	"github.com/assay-dev/assay/registry/access"
 	"github.com/assay-dev/assay/registry/oci"
 	"github.com/assay-dev/assay/registry/rpc"
 	"github.com/assay-dev/assay/store"
@@ -44,7 +44,11 @@ type serveOptions struct {
 	logLevel       string
 	memoryLimit    int64
 	reserve        int64
-	unsafeOpen     bool
+
+	tlsCert, tlsKey      string
+	htpasswd, accessFile string
+	unsafeOpen           bool
+	unsafeClear          bool
 }
 
 func newServeCommand(g *globals) *cobra.Command {
@@ -55,12 +59,28 @@ func newServeCommand(g *globals) *cobra.Command {
 		Long: `Run the registry server on this machine: OCI and REST on --addr, gRPC on
 --grpc-addr, everything it keeps in the --data folder.
 
-Nobody has to log in, so it listens on loopback only; any other address is
-refused unless --unsafe-no-authentication spells out what that means.
+On loopback nobody has to log in, unless --htpasswd is given. Any other
+address is refused without TLS and authentication:
+
+  --tls-cert, --tls-key   PEM files; changed ones are loaded again
+  --htpasswd              users, "NAME:BCRYPT" a line ('assay access passwd')
+  --access-file           what they may do; what is not granted is denied:
+
+      version: 1
+      grants:
+      - users: [alice, ci]
+        role: pusher              # or reader, auditor, operator
+        repositories: [credit/**]
+      - users: ["*"]              # whoever has logged in
+        role: reader
+        repositories: ["**"]
+
+Programs log in with tokens, which 'assay access token create' makes.
 
 Every flag can also be given in the environment (--grpc-addr as
 ASSAY_GRPC_ADDR) or in a YAML file named by --config.`,
 		Example: `  assay serve
+  assay serve --addr :443 --grpc-addr :5001 --tls-cert tls.crt --tls-key tls.key --htpasswd users.htpasswd --access-file access.yaml
   assay serve --addr 127.0.0.1:0 --grpc-addr 127.0.0.1:0 --data /var/lib/assay --ready-file /run/assay.json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -84,6 +104,11 @@ ASSAY_GRPC_ADDR) or in a YAML file named by --config.`,
 	f.StringVar(&opt.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.Int64Var(&opt.memoryLimit, "memory-limit", 1<<30, "soft limit of the runtime's memory in bytes; 0 leaves it to GOMEMLIMIT")
 	f.Int64Var(&opt.reserve, "reserve", store.DefaultReserve, "bytes of free disk below which the server only reads")
+	f.StringVar(&opt.tlsCert, "tls-cert", "", "PEM file with the server's certificate and those it rests on")
+	f.StringVar(&opt.tlsKey, "tls-key", "", "PEM file with the certificate's private key")
+	f.StringVar(&opt.htpasswd, "htpasswd", "", "file with the users and their passwords by bcrypt; then everybody has to log in")
+	f.StringVar(&opt.accessFile, "access-file", "", "YAML file that says what users may do")
+	f.BoolVar(&opt.unsafeClear, "unsafe-no-tls", false, "listen beyond loopback with passwords in clear, because a proxy in front does TLS")
 	f.BoolVar(&opt.unsafeOpen, "unsafe-no-authentication", false, "listen beyond loopback although everybody who can connect may do everything")
 	return c
 }
@@ -93,27 +118,31 @@ ASSAY_GRPC_ADDR) or in a YAML file named by --config.`,
 type server struct {
 	opt      serveOptions
 	log      *slog.Logger
-	db       store.DB
-	blobs    store.Blobs
-	registry *registry.Registry
+	security security
 
 	httpListener, grpcListener net.Listener
 	http                       *http.Server
-	grpc                       *grpc.Server
+	handler                    atomic.Pointer[http.Handler]
+	failed                     chan error // of what serves
+
+	db       store.DB
+	blobs    store.Blobs
+	registry *registry.Registry
+	grpc     *grpc.Server
 }
 
-// openServer opens the data directory and the listeners. Nothing is answered
-// before run.
+// openServer opens the listeners and then the data directory. Until that is
+// open, which may take its time, the server says that it is recovering.
 func openServer(ctx context.Context, opt serveOptions, logTo io.Writer) (_ *server, err error) {
-	s := &server{opt: opt}
+	s := &server{opt: opt, failed: make(chan error, 2)}
 	if s.log, err = newLogger(opt, logTo); err != nil {
 		return nil, err
 	}
-	for _, addr := range []string{opt.addr, opt.grpcAddr} {
-		if !isLoopback(addr) && !opt.unsafeOpen {
-			return nil, remedy(usagef("%s is not a loopback address, and nobody has to log in", addr),
-				"listen on 127.0.0.1 behind a proxy that authenticates, or give --unsafe-no-authentication if everybody who can connect may do everything")
-		}
+	if err := opt.check(); err != nil {
+		return nil, err
+	}
+	if s.security, err = openSecurity(opt, s.log); err != nil {
+		return nil, err
 	}
 	if opt.memoryLimit > 0 && os.Getenv("GOMEMLIMIT") == "" && debug.SetMemoryLimit(-1) == math.MaxInt64 {
 		debug.SetMemoryLimit(opt.memoryLimit)
@@ -123,28 +152,75 @@ func openServer(ctx context.Context, opt serveOptions, logTo io.Writer) (_ *serv
 			s.close()
 		}
 	}()
-	if s.db, s.blobs, s.registry, err = openData(ctx, opt.data, opt.reserve, s.log); err != nil {
-		return nil, err
-	}
 	if s.httpListener, err = net.Listen("tcp", opt.addr); err != nil {
 		return nil, remedy(err, "another program listens there; choose a port with --addr, or 127.0.0.1:0 for any free one")
 	}
 	if s.grpcListener, err = net.Listen("tcp", opt.grpcAddr); err != nil {
 		return nil, remedy(err, "another program listens there; choose a port with --grpc-addr, or 127.0.0.1:0 for any free one")
 	}
+	s.serveHTTP()
+	space := store.NewSpace(opt.data, opt.reserve)
+	if s.db, s.blobs, s.registry, err = openData(ctx, opt.data, space, s.log); err != nil {
+		return nil, err
+	}
+	s.security.know(s.registry)
+	handler, err := s.assemble(ctx, newMetrics(&components{s.registry, space}))
+	if err != nil {
+		return nil, err
+	}
+	s.handler.Store(&handler)
+	go func() { s.failed <- s.grpc.Serve(s.grpcListener) }()
+	return s, nil
+}
 
-	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+// serveHTTP begins to answer requests: as long as there is no handler, by
+// saying that there will be one.
+func (s *server) serveHTTP() {
+	recovering := http.NewServeMux()
+	recovering.HandleFunc("GET /healthz", healthz)
+	recovering.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "recovering: the data folder is being opened", http.StatusServiceUnavailable)
+	})
+	s.http = &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if h := s.handler.Load(); h != nil {
+				(*h).ServeHTTP(w, r)
+				return
+			}
+			recovering.ServeHTTP(w, r)
+		}),
+		// No limit on a whole request: an upload may take a day. Bodies have
+		// progress deadlines instead.
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	l := s.httpListener
+	if s.security.tls != nil {
+		// HTTP/1.1 only: HTTP/2's windows starve large uploads.
+		l = tls.NewListener(l, s.security.config("http/1.1"))
+	}
+	go func() { s.failed <- s.http.Serve(l) }()
+}
 
-	// Everybody is the anonymous user of this machine.
-	authenticate := func(*http.Request) (access.Actor, error) { return access.Anonymous(true), nil }
+func healthz(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") }
+
+// assemble makes what answers requests, over both transports.
+func (s *server) assemble(ctx context.Context, m *metrics) (http.Handler, error) {
 	rpcOptions := rpc.Options{
 		Registry:         s.registry,
-		AuthenticateHTTP: authenticate,
-		AuthenticateRPC:  func(context.Context) (access.Actor, error) { return access.Anonymous(true), nil },
+		AuthenticateHTTP: s.security.http,
+		AuthenticateRPC:  s.security.rpc,
+		Observe:          m.observeRPC,
 		Log:              s.log,
 	}
-	s.grpc = grpc.NewServer()
+	var grpcOptions []grpc.ServerOption
+	if s.security.tls != nil {
+		grpcOptions = append(grpcOptions, grpc.Creds(credentials.NewTLS(s.security.config("h2"))))
+	}
+	s.grpc = grpc.NewServer(grpcOptions...)
 	rpc.Register(s.grpc, rpcOptions)
 	gateway, err := rpc.Gateway(ctx, rpcOptions)
 	if err != nil {
@@ -153,34 +229,37 @@ func openServer(ctx context.Context, opt serveOptions, logTo io.Writer) (_ *serv
 	mux := http.NewServeMux()
 	mux.Handle("/v2/", oci.Handler(oci.Options{
 		Registry:     s.registry,
-		Authenticate: authenticate,
+		Authenticate: s.security.http,
+		Observe:      m.observeOCI,
 		Log:          s.log,
 	}))
 	mux.Handle("/api/v1/", gateway)
-	mux.Handle("GET /log/", http.StripPrefix("/log/", rpc.Tiles(rpcOptions)))
-	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") })
+	mux.Handle("/api/v1/backup", rpc.Backup(rpcOptions))
+	mux.Handle("/log/", http.StripPrefix("/log/", rpc.Tiles(rpcOptions)))
+	mux.Handle("GET /metrics", s.security.audited(promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})))
+	// Probes do not log in, and are told nothing but what they ask.
+	mux.HandleFunc("GET /healthz", healthz)
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		if err := s.registry.Ready(r.Context()); err != nil {
+		err := s.registry.Ready(r.Context())
+		switch {
+		case err == nil:
+			io.WriteString(w, "ready\n")
+		case errors.Is(err, registry.ErrNoSpace):
+			http.Error(w, "read-only: "+err.Error(), http.StatusServiceUnavailable)
+		case errors.Is(err, store.ErrPoisoned):
+			http.Error(w, "poisoned: "+err.Error(), http.StatusServiceUnavailable)
+		default:
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
 		}
-		io.WriteString(w, "ready\n")
 	})
-	s.http = &http.Server{
-		Handler: oci.Guard(mux, oci.GuardOptions{Hosts: opt.hosts, AnyHost: opt.unsafeOpen}),
-		// No limit on a whole request: an upload may take a day. Bodies have
-		// progress deadlines instead.
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-	}
-	return s, nil
+	// A page of somebody else's can make a browser call a server that trusts
+	// whoever is on this machine, under any name; one that asks for a password
+	// may have any name.
+	return oci.Guard(mux, oci.GuardOptions{Hosts: s.opt.hosts, AnyHost: s.opt.unsafeOpen || s.security.authenticator != nil}), nil
 }
 
 // openData opens what a data directory holds.
-func openData(ctx context.Context, dir string, reserve int64, log *slog.Logger) (db store.DB, blobs store.Blobs, r *registry.Registry, err error) {
+func openData(ctx context.Context, dir string, space *store.Space, log *slog.Logger) (db store.DB, blobs store.Blobs, r *registry.Registry, err error) {
 	defer func() {
 		if err == nil {
 			return
@@ -199,7 +278,6 @@ func openData(ctx context.Context, dir string, reserve int64, log *slog.Logger) 
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	space := store.NewSpace(dir, reserve)
 	if db, err = badger.Open(filepath.Join(dir, "db"), badger.Options{Space: space, Log: log}); err != nil {
 		return nil, nil, nil, err
 	}
@@ -218,8 +296,12 @@ type addresses struct {
 }
 
 func (s *server) addresses() addresses {
+	scheme := "http://"
+	if s.security.tls != nil {
+		scheme = "https://"
+	}
 	return addresses{
-		HTTP: "http://" + s.httpListener.Addr().String(),
+		HTTP: scheme + s.httpListener.Addr().String(),
 		GRPC: s.grpcListener.Addr().String(),
 		PID:  os.Getpid(),
 	}
@@ -227,16 +309,20 @@ func (s *server) addresses() addresses {
 
 func (s *server) announce(w io.Writer) {
 	a := s.addresses()
-	host := strings.TrimPrefix(a.HTTP, "http://")
+	_, host, _ := strings.Cut(a.HTTP, "://")
 	fmt.Fprintf(w, "assay %s serves %s (gRPC on %s), data in %s\n", buildVersion(), a.HTTP, a.GRPC, s.opt.data)
-	fmt.Fprintf(w, "try: oras push --plain-http %s/hello:1.0.0 FILE\n", host)
+	switch {
+	case s.security.authenticator != nil:
+		fmt.Fprintf(w, "everybody has to log in; try: oras login %s\n", host)
+	case s.security.tls != nil:
+		fmt.Fprintf(w, "try: oras push %s/hello:1.0.0 FILE\n", host)
+	default:
+		fmt.Fprintf(w, "try: oras push --plain-http %s/hello:1.0.0 FILE\n", host)
+	}
 }
 
 // run answers requests until ctx ends, then lets running ones finish.
 func (s *server) run(ctx context.Context) error {
-	failed := make(chan error, 2)
-	go func() { failed <- s.http.Serve(s.httpListener) }()
-	go func() { failed <- s.grpc.Serve(s.grpcListener) }()
 	maintenance, stopMaintenance := context.WithCancel(ctx)
 	var background sync.WaitGroup
 	background.Go(func() { s.registry.Maintain(maintenance) })
@@ -248,7 +334,7 @@ func (s *server) run(ctx context.Context) error {
 	}
 	if err == nil {
 		select {
-		case err = <-failed:
+		case err = <-s.failed:
 		case <-ctx.Done():
 			s.log.Info("stopping: waiting for running requests", "at most", shutdownGrace)
 		}
@@ -274,6 +360,9 @@ func (s *server) run(ctx context.Context) error {
 
 func (s *server) close() error {
 	var errs []error
+	if s.http != nil {
+		s.http.Close()
+	}
 	for _, l := range []net.Listener{s.httpListener, s.grpcListener} {
 		if l != nil {
 			if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {

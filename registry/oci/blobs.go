@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -31,7 +32,7 @@ func (s *server) getBlob(c *call) error {
 	if f, ok := store.FileOf(b); ok {
 		content = f
 	}
-	w := &deadlines{ResponseWriter: c.w, control: http.NewResponseController(c.w), stall: s.Stall}
+	w := &deadlines{ResponseWriter: c.w, control: http.NewResponseController(c.w), stall: s.Stall, seen: &c.seen}
 	w.renew()
 	// A deadline outlives its request on a connection that is kept alive.
 	defer w.control.SetWriteDeadline(time.Time{})
@@ -46,13 +47,22 @@ type deadlines struct {
 	http.ResponseWriter
 	control *http.ResponseController
 	stall   time.Duration
+	seen    *Observation
+}
+
+// WriteHeader notes the status that http.ServeContent chose.
+func (w *deadlines) WriteHeader(status int) {
+	w.seen.Status = status
+	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *deadlines) renew() { w.control.SetWriteDeadline(time.Now().Add(w.stall)) }
 
 func (w *deadlines) Write(p []byte) (int, error) {
 	w.renew()
-	return w.ResponseWriter.Write(p)
+	n, err := w.ResponseWriter.Write(p)
+	w.seen.Sent += int64(n)
+	return n, err
 }
 
 // Unwrap is for http.ResponseController.
@@ -72,13 +82,16 @@ func (w *deadlines) ReadFrom(src io.Reader) (n int64, err error) {
 	limited, ok := src.(*io.LimitedReader)
 	if !ok {
 		w.renew()
-		return rf.ReadFrom(src)
+		n, err = rf.ReadFrom(src)
+		w.seen.Sent += n
+		return n, err
 	}
 	for limited.N > 0 {
 		piece := min(limited.N, sendPiece)
 		w.renew()
 		m, err := rf.ReadFrom(&io.LimitedReader{R: limited.R, N: piece})
 		n += m
+		w.seen.Sent += m
 		limited.N -= m
 		if err != nil || m < piece {
 			return n, err
@@ -89,18 +102,20 @@ func (w *deadlines) ReadFrom(src io.Reader) (n int64, err error) {
 
 // body is the request's body with a deadline that each read renews.
 func (s *server) body(c *call) io.Reader {
-	return &stalling{c.Body, http.NewResponseController(c.w), s.Stall}
+	return &stalling{c.Body, http.NewResponseController(c.w), s.Stall, &c.received}
 }
 
 type stalling struct {
 	io.Reader
 	control *http.ResponseController
 	stall   time.Duration
+	count   *atomic.Int64
 }
 
 func (r *stalling) Read(p []byte) (int, error) {
 	r.control.SetReadDeadline(time.Now().Add(r.stall))
 	n, err := r.Reader.Read(p)
+	r.count.Add(int64(n))
 	if err == io.EOF {
 		// The body is over. net/http goes on reading, to learn whether the
 		// client goes away while the answer is made, and that may take longer.
@@ -112,7 +127,7 @@ func (r *stalling) Read(p []byte) (int, error) {
 func (s *server) deleteBlob(c *call) error {
 	err := s.Registry.DeleteBlob(c.Context(), c.actor, c.repo, digest.Digest(c.ref))
 	if err == nil {
-		c.w.WriteHeader(http.StatusAccepted)
+		c.answer(http.StatusAccepted)
 	}
 	return err
 }
@@ -145,7 +160,7 @@ func (s *server) startUpload(c *call) error {
 	}
 	if want == "" {
 		s.progress(c, u)
-		c.w.WriteHeader(http.StatusAccepted)
+		c.answer(http.StatusAccepted)
 		return nil
 	}
 	// A single POST with the whole blob.
@@ -174,7 +189,7 @@ func (s *server) created(c *call, d digest.Digest) {
 	h := c.w.Header()
 	h.Set("Location", "/v2/"+c.repo+"/blobs/"+string(d))
 	h.Set("Docker-Content-Digest", string(d))
-	c.w.WriteHeader(http.StatusCreated)
+	c.answer(http.StatusCreated)
 }
 
 func (s *server) statUpload(c *call) error {
@@ -187,7 +202,7 @@ func (s *server) statUpload(c *call) error {
 		return err
 	}
 	s.progress(c, u)
-	c.w.WriteHeader(http.StatusNoContent)
+	c.answer(http.StatusNoContent)
 	return nil
 }
 
@@ -199,7 +214,7 @@ func (s *server) cancelUpload(c *call) error {
 	if err := s.Registry.CancelUpload(c.Context(), c.actor, c.repo, id); err != nil {
 		return err
 	}
-	c.w.WriteHeader(http.StatusNoContent)
+	c.answer(http.StatusNoContent)
 	return nil
 }
 
@@ -239,7 +254,7 @@ func (s *server) patchUpload(c *call) error {
 		return err
 	}
 	s.progress(c, u)
-	c.w.WriteHeader(http.StatusAccepted)
+	c.answer(http.StatusAccepted)
 	return nil
 }
 

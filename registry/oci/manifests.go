@@ -26,7 +26,9 @@ func (s *server) getManifest(c *call) error {
 	h.Set("Content-Type", m.Descriptor.MediaType)
 	s.describe(h, m.Descriptor.Digest, strings.Contains(c.ref, ":"))
 	// Some clients ask for "Range: bytes=0-" of a manifest too.
-	http.ServeContent(c.w, c.Request, "", time.Time{}, bytes.NewReader(m.Body))
+	w := &deadlines{ResponseWriter: c.w, control: http.NewResponseController(c.w), stall: s.Stall, seen: &c.seen}
+	defer w.control.SetWriteDeadline(time.Time{})
+	http.ServeContent(w, c.Request, "", time.Time{}, bytes.NewReader(m.Body))
 	return nil
 }
 
@@ -77,7 +79,7 @@ func (s *server) putManifest(c *call) error {
 	if r.Version > 0 {
 		h.Set("Assay-Version", strconv.Itoa(r.Version))
 	}
-	c.w.WriteHeader(http.StatusCreated)
+	c.answer(http.StatusCreated)
 	return nil
 }
 
@@ -89,7 +91,7 @@ func (s *server) deleteManifest(c *call) error {
 		err = s.Registry.DeleteTag(c.Context(), c.actor, c.repo, c.ref)
 	}
 	if err == nil {
-		c.w.WriteHeader(http.StatusAccepted)
+		c.answer(http.StatusAccepted)
 	}
 	return err
 }
@@ -203,6 +205,7 @@ func writeJSON(c *call, mediaType string, v any) error {
 	// No charset: clients compare the type to the letter.
 	c.w.Header().Set("Content-Type", mediaType)
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
-	_, err = c.w.Write(raw)
+	n, err := c.w.Write(raw)
+	c.seen.Sent += int64(n)
 	return sent(err)
 }

@@ -9,9 +9,11 @@ package oci
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/assay-dev/assay/registry"
@@ -28,8 +30,19 @@ type Options struct {
 	// Log takes one line a request; nil discards them.
 	Log *slog.Logger
 
+	// Observe is told of each request when it is over; nil tells nobody.
+	Observe func(Observation)
+
 	// Stall is how long a client may send or take nothing; 0 is a minute.
 	Stall time.Duration
+}
+
+// An Observation is what happened to one request.
+type Observation struct {
+	Route, Method  string // of the route table; "" if there is no such route
+	Status         int
+	Took           time.Duration
+	Received, Sent int64 // bytes of bodies
 }
 
 type server struct {
@@ -54,6 +67,9 @@ type call struct {
 	actor access.Actor
 	repo  string
 	ref   string // what follows the route's last word: a tag, a digest, an upload
+
+	seen     Observation
+	received atomic.Int64 // what reads a body may outlive its request
 }
 
 // route finds the handler for a path. Repository names have slashes in them,
@@ -133,25 +149,46 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Request-Id", id)
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	h, pattern, repo, ref := s.route(r.Method, r.URL.Path)
+	c := &call{Request: r, w: w, repo: repo, ref: ref}
+	c.seen = Observation{Route: pattern, Method: r.Method}
 	err := errRoute
-	if h != nil {
-		// Who is asking is known, and refused, before the body is read.
-		var actor access.Actor
-		if actor, err = s.Authenticate(r); err == nil {
-			actor.RequestID = id
-			err = h(&call{Request: r, w: w, actor: actor, repo: repo, ref: ref})
+	// Who is asking is known, and refused, before the body is read and before
+	// anything is told of what there is.
+	if c.actor, err = s.Authenticate(r); err == nil {
+		c.actor.RequestID = id
+		if c.actor.ID == "" {
+			err = fmt.Errorf("%w: log in", access.ErrUnauthenticated)
+		} else if h == nil {
+			err = errRoute
+		} else {
+			err = h(c)
 		}
 	}
-	status := http.StatusOK
 	if err != nil {
-		status = s.writeError(w, r, err)
+		c.seen.Status = s.writeError(w, r, err)
+	} else if c.seen.Status == 0 {
+		c.seen.Status = http.StatusOK
+	}
+	c.seen.Took, c.seen.Received = time.Since(start), c.received.Load()
+	if s.Observe != nil {
+		s.Observe(c.seen)
 	}
 	level := slog.LevelDebug
-	if status >= 500 {
+	switch {
+	case c.seen.Status >= 500:
 		level = slog.LevelError
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		level = slog.LevelInfo // what changes something
 	}
-	s.Log.Log(r.Context(), level, "oci", "request", id, "method", r.Method, "route", pattern, "repository", repo,
-		"status", status, "took", time.Since(start).Round(time.Microsecond), "error", err)
+	s.Log.Log(r.Context(), level, "oci", "request", id, "actor", c.actor.ID, "method", r.Method, "route", pattern, "repository", repo,
+		"reference", ref, "status", c.seen.Status, "received", c.seen.Received, "sent", c.seen.Sent,
+		"took", c.seen.Took.Round(time.Microsecond), "error", err)
+}
+
+// answer sends the status of a success without a body.
+func (c *call) answer(status int) {
+	c.seen.Status = status
+	c.w.WriteHeader(status)
 }
 
 // requestID takes over the client's id if it is one that can be logged.
@@ -166,9 +203,6 @@ func requestID(r *http.Request) string {
 }
 
 func (s *server) ping(c *call) error {
-	if c.actor.ID == "" {
-		return access.ErrUnauthenticated
-	}
 	c.w.Header().Set("Content-Type", "application/json")
 	_, err := c.w.Write([]byte("{}"))
 	return sent(err)

@@ -99,6 +99,7 @@ func newHouse(t testing.TB) *house {
 		t.Fatal(err)
 	}
 	h := &house{t: t, db: store.NewMemDB(), blobs: store.NewMemBlobs(), now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	h.blobs.SetClock(h.clock)
 	h.registry, err = registry.Open(t.Context(), registry.Options{DB: h.db, Blobs: h.blobs, Identity: id, Clock: h.clock})
 	if err != nil {
 		t.Fatal(err)
@@ -126,6 +127,7 @@ func newHouse(t testing.TB) *house {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", handler)
+	mux.Handle("/api/v1/backup", Backup(opt))
 	mux.Handle("/log/", http.StripPrefix("/log/", Tiles(opt)))
 	h.handler = mux
 	web := httptest.NewServer(mux)
@@ -185,6 +187,7 @@ func methods(t testing.TB) (list []method) {
 	for _, file := range []protoreflect.FileDescriptor{
 		pb.File_assay_v1_models_proto, pb.File_assay_v1_lineage_proto, pb.File_assay_v1_environments_proto,
 		pb.File_assay_v1_gate_proto, pb.File_assay_v1_log_proto, pb.File_assay_v1_trust_proto,
+		pb.File_assay_v1_access_proto, pb.File_assay_v1_maintenance_proto,
 	} {
 		for i := range file.Services().Len() {
 			s := file.Services().Get(i)
@@ -382,4 +385,106 @@ func glob(t testing.TB, pattern string) []string {
 		t.Fatalf("%s: %v, %v", pattern, all, err)
 	}
 	return slices.DeleteFunc(all, func(f string) bool { return strings.HasSuffix(f, "_test.go") })
+}
+
+func (h *house) token() registry.Token {
+	h.t.Helper()
+	token, _, err := h.registry.CreateToken(h.t.Context(), access.Anonymous(true), "a pipeline", []access.Grant{{Role: access.Pusher, Repositories: "credit/**"}}, time.Hour)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return token
+}
+
+// garbage leaves a blob that nothing names, an upload that nobody ends, and
+// bytes that no row knows.
+func (h *house) garbage() {
+	h.t.Helper()
+	h.blob("credit/left", "orphan")
+	ctx, me := h.t.Context(), access.Anonymous(true)
+	u, err := h.registry.StartUpload(ctx, me, "credit/left", registry.StartUpload{})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if _, err := h.registry.AppendUpload(ctx, me, "credit/left", u.ID, registry.Chunk{Body: strings.NewReader("half"), Size: 4}); err != nil {
+		h.t.Fatal(err)
+	}
+	w, err := h.blobs.Create(ctx, 4)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer w.Close()
+	if _, err := w.Write([]byte("lost")); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// keyOf pushes a model and returns the key of its file.
+func (h *house) keyOf(content string) store.Key {
+	h.t.Helper()
+	before := h.blobs.Keys()
+	h.push("credit/damaged", "", content, content)
+	for _, k := range h.blobs.Keys() {
+		if slices.Contains(before, k) {
+			continue
+		}
+		b, err := h.blobs.Open(h.t.Context(), k)
+		if err != nil {
+			continue
+		}
+		raw, err := io.ReadAll(b)
+		b.Close()
+		if err == nil && string(raw) == content {
+			return k
+		}
+	}
+	h.t.Fatalf("%q was not stored", content)
+	return ""
+}
+
+// A backup over HTTP is whole, leaves out what the client has, is for
+// operators, and is broken off rather than ended when it cannot be whole.
+func TestBackup(t *testing.T) {
+	h := newHouse(t)
+	h.tell()
+	resp, all := h.do("", http.MethodPost, "/api/v1/backup", "")
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/x-tar" {
+		t.Fatalf("%s %v", resp.Status, resp.Header)
+	}
+	db, blobs := store.NewMemDB(), store.NewMemBlobs()
+	if _, _, err := registry.Restore(t.Context(), bytes.NewReader(all), registry.RestoreOptions{DB: db, Blobs: blobs, Identity: t.TempDir()}); err != nil {
+		t.Fatal(err)
+	}
+	if n, want := len(blobs.Keys()), len(h.blobs.Keys()); n != want {
+		t.Errorf("%d of %d blobs were restored", n, want)
+	}
+	if _, less := h.do("", http.MethodPost, "/api/v1/backup", string(digest.FromString("{}"))+"\n"); len(less) >= len(all) {
+		t.Error("what the client has was sent")
+	}
+	for as, want := range map[string]int{"nobody": 401, "reader": 403, "stranger": 403} {
+		if resp, _ := h.do(as, http.MethodPost, "/api/v1/backup", ""); resp.StatusCode != want {
+			t.Errorf("%s: %s", as, resp.Status)
+		}
+	}
+	if resp, _ := h.do("", http.MethodPost, "/api/v1/backup", "nonsense"); resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("a list that is none: %s", resp.Status)
+	}
+	if resp, _ := h.do("", http.MethodGet, "/api/v1/backup", ""); resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("GET: %s", resp.Status)
+	}
+	if err := h.blobs.Remove(t.Context(), h.keyOf("zzz")); err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, h.url+"/api/v1/backup", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return // broken off at once
+	}
+	defer broken.Body.Close()
+	if _, err := io.Copy(io.Discard, broken.Body); err == nil && broken.StatusCode == http.StatusOK {
+		t.Error("a backup that lacks a blob ended as if it were whole")
+	}
 }

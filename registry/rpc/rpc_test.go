@@ -41,7 +41,7 @@ import (
 func TestEveryMethodAsksWho(t *testing.T) {
 	h := newHouse(t)
 	for _, m := range methods(t) {
-		path := strings.NewReplacer("{name=**}", "prod", "{index}", "0").Replace(m.path)
+		path := strings.NewReplacer("{name=**}", "prod", "{index}", "0", "{id}", "0").Replace(m.path)
 		if strings.Contains(path, "{") {
 			t.Fatalf("%s: %s has a part this test cannot fill", m.name, path)
 		}
@@ -93,6 +93,7 @@ func TestTransportsAgree(t *testing.T) {
 	h := newHouse(t)
 	s := h.tell()
 	at := s.deployedAt.Format(time.RFC3339)
+	h.token()
 	seen := map[string]bool{}
 	for _, tc := range []struct {
 		method string
@@ -115,6 +116,8 @@ func TestTransportsAgree(t *testing.T) {
 		{"LogService/GetInclusionProof", &pb.GetInclusionProofRequest{Index: 2}, &pb.GetInclusionProofResponse{}, "log/leaves/2/proof"},
 		{"TrustService/GetTrust", &pb.GetTrustRequest{}, &pb.GetTrustResponse{}, "trust"},
 		{"TrustService/GetPolicy", &pb.GetPolicyRequest{}, &pb.GetPolicyResponse{}, "policy"},
+		{"AccessService/GetSelf", &pb.GetSelfRequest{}, &pb.GetSelfResponse{}, "self"},
+		{"AccessService/ListTokens", &pb.ListTokensRequest{}, &pb.ListTokensResponse{}, "tokens"},
 	} {
 		if err := h.call("", "/assay.v1."+tc.method, tc.q, tc.a); err != nil {
 			t.Errorf("%s: %v", tc.method, err)
@@ -858,6 +861,18 @@ func TestEveryFieldIsAnswered(t *testing.T) {
 	if _, err := h.registry.SetPolicy(t.Context(), access.Anonymous(true), []byte("version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\n")); err != nil {
 		t.Fatal(err)
 	}
+	first, second := h.token(), h.token()
+	// Garbage of every kind, and damage: an orphan whose lease is over, an
+	// upload that rests, bytes that nothing names, and two blobs whose bytes
+	// are gone or changed.
+	h.garbage()
+	gone, changed := h.keyOf("gone"), h.keyOf("changed")
+	if err := h.blobs.Remove(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	h.blobs.Corrupt(changed, 0)
+	h.advance(25 * time.Hour)
+
 	filled := map[protoreflect.FullName]bool{}
 	var walk func(m protoreflect.Message)
 	walk = func(m protoreflect.Message) {
@@ -907,6 +922,15 @@ func TestEveryFieldIsAnswered(t *testing.T) {
 		{"GET", "log/leaves?about=" + string(s.parent.Digest), ""},
 		{"GET", "trust", ""},
 		{"GET", "policy", ""},
+		{"GET", "self", ""},
+		{"POST", "tokens", `{"name":"ci","grants":[{"role":"pusher","repositories":"credit/**"}],"ttl":"3600s"}`},
+		{"POST", "tokens/" + first.ID + "/revoke", "{}"},
+		{"POST", "tokens/" + second.ID + "/revoke", "{}"},
+		{"GET", "tokens?pageSize=1", ""},
+		{"POST", "maintenance/collect", `{"dryRun":true}`},
+		{"POST", "maintenance/collect", `{}`},
+		{"POST", "maintenance/scrub", `{"budgetBytes":"1"}`},
+		{"POST", "maintenance/scrub", `{"budgetBytes":"1000000"}`},
 		{"PUT", "trust", string(must(json.Marshal(map[string]string{"yaml": trustFile(s.keys)})))},
 		{"PUT", "policy", `{"yaml":"version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\n"}`},
 	} {
@@ -925,6 +949,7 @@ func TestEveryFieldIsAnswered(t *testing.T) {
 		"assay.v1.Version.annotations":                     "these models have none",
 		"assay.v1.Target.version":                          "this environment is asked for whatever it serves",
 		"assay.v1.ListDeploymentsResponse.next_page_token": "there is one deployment",
+		"assay.v1.CollectResponse.more_blobs":              "there is not that much garbage",
 		"assay.v1.DecideResponse.incomplete":               "all of its evidence can be read",
 	}
 	seen := map[protoreflect.FullName]bool{}

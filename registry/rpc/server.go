@@ -44,6 +44,9 @@ type Options struct {
 	// AuthenticateHTTP is the same for an HTTP request.
 	AuthenticateHTTP func(*http.Request) (access.Actor, error)
 
+	// Observe is told of each call when it is over; nil tells nobody.
+	Observe func(method string, code codes.Code, took time.Duration)
+
 	// Log takes one line a call; nil discards them.
 	Log *slog.Logger
 }
@@ -128,9 +131,13 @@ func answer[A any](ctx context.Context, s *server, request proto.Message, do fun
 	if ours(status.Code()) {
 		level = slog.LevelError
 	}
-	s.Log.Log(ctx, level, "rpc", "request", c.actor.RequestID,
-		"method", strings.TrimSuffix(string(request.ProtoReflect().Descriptor().Name()), "Request"),
-		"code", status.Code(), "took", time.Since(start).Round(time.Microsecond), "error", err)
+	method := strings.TrimSuffix(string(request.ProtoReflect().Descriptor().Name()), "Request")
+	took := time.Since(start)
+	if s.Observe != nil {
+		s.Observe(method, status.Code(), took)
+	}
+	s.Log.Log(ctx, level, "rpc", "request", c.actor.RequestID, "actor", c.actor.ID, "method", method,
+		"code", status.Code(), "took", took.Round(time.Microsecond), "error", err)
 	if err != nil {
 		var none A
 		return none, status.Err()
