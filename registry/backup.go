@@ -30,6 +30,7 @@ import (
 //
 //	assay-backup.json     what it is a backup of, with the log's checkpoint
 //	identity/NAME         the server's own keys
+//	content/NNNNNN        names of the files below that hold bytes, one a line
 //	blobs/ALG/HEX         the bytes of a blob
 //	manifests/ALG/HEX     the bytes of a manifest that is too large for a row
 //	rows/NNNNNN           rows in order: lengths (uvarint) and bytes of key and value
@@ -78,7 +79,7 @@ func (r *Registry) Backup(ctx context.Context, actor access.Actor, w io.Writer, 
 	t := tar.NewWriter(w)
 	b := &backup{r: r, ctx: ctx, t: t, have: have, now: r.clock().UTC()}
 	err := r.view(ctx, func(rd store.Reader) error {
-		for _, step := range []func(store.Reader) error{b.head, b.blobs, b.manifests, b.rows, b.end} {
+		for _, step := range []func(store.Reader) error{b.head, b.list, b.bytes, b.rows, b.end} {
 			if err := step(rd); err != nil {
 				return err
 			}
@@ -140,7 +141,8 @@ func (b *backup) head(rd store.Reader) error {
 	return nil
 }
 
-func (b *backup) blobs(rd store.Reader) error {
+// content is where the bytes are that the rows name.
+func (b *backup) content(rd store.Reader, take func(name string, d digest.Digest, k store.Key, size int64) error) error {
 	for row, err := range rd.Scan(under("blob")) {
 		if err != nil {
 			return err
@@ -149,14 +151,11 @@ func (b *backup) blobs(rd store.Reader) error {
 		if err := decode(row, &blob); err != nil {
 			return err
 		}
-		if err := b.bytes("blobs", digest.Digest(parts(row.Key)[0]), blob.Key, blob.Size); err != nil {
+		d := digest.Digest(parts(row.Key)[0])
+		if err := take(backupName("blobs", d), d, blob.Key, blob.Size); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-func (b *backup) manifests(rd store.Reader) error {
 	for row, err := range rd.Scan(under("manifest")) {
 		if err != nil {
 			return err
@@ -168,54 +167,92 @@ func (b *backup) manifests(rd store.Reader) error {
 		if m.Blob == "" {
 			continue
 		}
-		if err := b.bytes("manifests", digest.Digest(parts(row.Key)[0]), m.Blob, m.Size); err != nil {
+		d := digest.Digest(parts(row.Key)[0])
+		if err := take(backupName("manifests", d), d, m.Blob, m.Size); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// bytes writes a blob. It is not compared with its digest here but when it is
-// restored, which is when it counts.
-func (b *backup) bytes(folder string, d digest.Digest, k store.Key, size int64) error {
-	b.tail.Blobs++
-	b.tail.BlobBytes += size
-	if b.have(d) {
+func backupName(folder string, d digest.Digest) string {
+	return folder + "/" + strings.Replace(string(d), ":", "/", 1)
+}
+
+// list writes what bytes belong to this backup, for whoever keeps them once for
+// several backups.
+func (b *backup) list(rd store.Reader) error {
+	files := pieces{b: b, folder: "content"}
+	if err := b.content(rd, func(name string, _ digest.Digest, _ store.Key, size int64) error {
+		b.tail.Blobs++
+		b.tail.BlobBytes += size
+		files.buf.WriteString(name + "\n")
+		return files.full()
+	}); err != nil {
+		return err
+	}
+	return files.flush()
+}
+
+// bytes writes what the caller lacks. It is not compared with its digests here
+// but when it is restored, which is when it counts.
+func (b *backup) bytes(rd store.Reader) error {
+	buf := make([]byte, uploadBuffer)
+	return b.content(rd, func(name string, d digest.Digest, k store.Key, size int64) error {
+		if b.have(d) {
+			return nil
+		}
+		blob, err := b.r.blobs.Open(b.ctx, k)
+		if errors.Is(err, store.ErrNotFound) {
+			return fmt.Errorf("the bytes of %s are gone: run 'assay gc' to set it aside, and back up again", d)
+		}
+		if err != nil {
+			return err
+		}
+		defer blob.Close()
+		if blob.Size() != size {
+			return fmt.Errorf("%s has %d bytes, and not %d: run 'assay scrub' to set it aside, and back up again", d, blob.Size(), size)
+		}
+		b.tail.Sent++
+		if err := b.t.WriteHeader(&tar.Header{Name: name, Mode: 0o600, Size: size, ModTime: b.now}); err != nil {
+			return err
+		}
+		_, err = io.CopyBuffer(struct{ io.Writer }{b.t}, struct{ io.Reader }{blob}, buf)
+		return err
+	})
+}
+
+// pieces are numbered files of about backupRows bytes.
+type pieces struct {
+	b      *backup
+	folder string
+	n      int
+	buf    bytes.Buffer
+	sum    hash.Hash // of all of them; may be nil
+}
+
+func (p *pieces) full() error {
+	if p.buf.Len() < backupRows {
 		return nil
 	}
-	blob, err := b.r.blobs.Open(b.ctx, k)
-	if errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("the bytes of %s are gone: run 'assay gc' to set it aside, and back up again", d)
+	return p.flush()
+}
+
+func (p *pieces) flush() error {
+	if p.buf.Len() == 0 {
+		return nil
 	}
-	if err != nil {
-		return err
+	p.n++
+	if p.sum != nil {
+		p.sum.Write(p.buf.Bytes())
 	}
-	defer blob.Close()
-	if blob.Size() != size {
-		return fmt.Errorf("%s has %d bytes, and not %d: run 'assay scrub' to set it aside, and back up again", d, blob.Size(), size)
-	}
-	b.tail.Sent++
-	if err := b.t.WriteHeader(&tar.Header{Name: folder + "/" + strings.Replace(string(d), ":", "/", 1), Mode: 0o600, Size: size, ModTime: b.now}); err != nil {
-		return err
-	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{b.t}, struct{ io.Reader }{blob}, make([]byte, uploadBuffer))
+	err := p.b.file(fmt.Sprintf("%s/%06d", p.folder, p.n), p.buf.Bytes())
+	p.buf.Reset()
 	return err
 }
 
 func (b *backup) rows(rd store.Reader) error {
-	sum := sha256.New()
-	var buf bytes.Buffer
-	n := 0
-	flush := func() error {
-		if buf.Len() == 0 {
-			return nil
-		}
-		n++
-		sum.Write(buf.Bytes())
-		err := b.file(fmt.Sprintf("rows/%06d", n), buf.Bytes())
-		buf.Reset()
-		return err
-	}
+	files := pieces{b: b, folder: "rows", sum: sha256.New()}
 	for row, err := range rd.Scan(store.Range{}) {
 		if err != nil {
 			return err
@@ -225,17 +262,15 @@ func (b *backup) rows(rd store.Reader) error {
 		}
 		b.tail.Rows++
 		for _, part := range [][]byte{row.Key, row.Value} {
-			buf.Write(binary.AppendUvarint(nil, uint64(len(part))))
-			buf.Write(part)
+			files.buf.Write(binary.AppendUvarint(nil, uint64(len(part))))
+			files.buf.Write(part)
 		}
-		if buf.Len() >= backupRows {
-			if err := flush(); err != nil {
-				return err
-			}
+		if err := files.full(); err != nil {
+			return err
 		}
 	}
-	err := flush()
-	b.tail.RowsDigest = digest.NewDigest(digest.SHA256, sum)
+	err := files.flush()
+	b.tail.RowsDigest = digest.NewDigest(digest.SHA256, files.sum)
 	return err
 }
 
@@ -281,6 +316,7 @@ func Restore(ctx context.Context, archive io.Reader, opt RestoreOptions) (Backup
 			}
 		case folder == "identity":
 			err = r.identity(name, t)
+		case folder == "content": // what follows is counted
 		case folder == "blobs" || folder == "manifests":
 			err = r.blob(folder, digest.Digest(strings.Replace(name, "/", ":", 1)), h.Size, t)
 		case folder == "rows":

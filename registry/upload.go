@@ -76,10 +76,22 @@ type uploadRow struct {
 	Repository string           `json:"repository"`
 	Key        store.Key        `json:"key"`
 	Algorithm  digest.Algorithm `json:"algorithm"`
-	Offset     int64            `json:"offset"` // bytes that are durable …
-	State      []byte           `json:"state"`  // … and the hash's state after them
+	Marks      []mark           `json:"marks,omitempty"` // in order
 	At         time.Time        `json:"at"`
 }
+
+// A mark is a place in an upload up to which all bytes are durable, with the
+// state of the hash after them. The last one is where an upload goes on after
+// a crash; the others are where pieces began that a client may send again.
+type mark struct {
+	Offset int64  `json:"offset"`
+	State  []byte `json:"state"`
+	Within bool   `json:"within,omitempty"` // a piece, and not at its end
+}
+
+// marksKept is how many pieces a client can go back without the bytes before
+// them being hashed again.
+const marksKept = 8
 
 type uploads struct {
 	mu       sync.Mutex          // taken after a session's, never before
@@ -117,15 +129,15 @@ type session struct {
 	actor    string
 	alg      digest.Algorithm
 
-	mu         sync.Mutex
-	owner      int              // guarded by mu, as all below: the newest request
-	writer     store.BlobWriter // nil before the first byte
-	hash       hash.Hash
-	offset     int64
-	checkpoint int64 // offset of the row
-	hasRow     bool
-	gone       bool
-	active     time.Time
+	mu     sync.Mutex
+	owner  int              // guarded by mu, as all below: the newest request
+	writer store.BlobWriter // nil before the first byte
+	hash   hash.Hash
+	offset int64
+	marks  []mark // of the row
+	hasRow bool
+	gone   bool
+	active time.Time
 }
 
 func (u *uploads) close() {
@@ -140,7 +152,28 @@ func (u *uploads) close() {
 	}
 }
 
-// StartUpload begins an upload.
+// durable is up to where the upload would survive a crash.
+func (s *session) durable() mark {
+	if len(s.marks) == 0 {
+		return mark{}
+	}
+	return s.marks[len(s.marks)-1]
+}
+
+// rehash sets the hash to what it was at a mark.
+func (s *session) rehash(m mark) error {
+	s.hash = s.alg.Hash()
+	if m.Offset == 0 {
+		return nil
+	}
+	if err := s.hash.(encoding.BinaryUnmarshaler).UnmarshalBinary(m.State); err != nil {
+		return fmt.Errorf("upload %s: hash state: %w", s.id, err)
+	}
+	return nil
+}
+
+// StartUpload begins an upload. One that has received nothing does not outlive
+// a crash: its client begins another.
 func (r *Registry) StartUpload(ctx context.Context, actor access.Actor, repo string, start StartUpload) (Upload, error) {
 	if err := checkName(repo); err != nil {
 		return Upload{}, err
@@ -211,10 +244,6 @@ func (r *Registry) session(ctx context.Context, actor access.Actor, repo, id str
 	if err != nil {
 		return nil, err
 	}
-	h := row.Algorithm.Hash()
-	if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(row.State); err != nil {
-		return nil, fmt.Errorf("upload %s: hash state: %w", id, err)
-	}
 	r.uploads.mu.Lock()
 	defer r.uploads.mu.Unlock()
 	if s := r.uploads.sessions[id]; s != nil {
@@ -227,15 +256,17 @@ func (r *Registry) session(ctx context.Context, actor access.Actor, repo, id str
 	if err != nil {
 		return nil, err
 	}
-	// What came after the last checkpoint may be there or not.
-	if err := w.Truncate(row.Offset); err != nil {
+	s = &session{
+		id: id, repo: repo, actor: actor.ID, alg: row.Algorithm, writer: w,
+		marks: row.Marks, hasRow: true, active: r.clock(),
+	}
+	// What came after the last mark may be there or not.
+	last := s.durable()
+	if err := orElse(w.Truncate(last.Offset), s.rehash(last)); err != nil {
 		w.Close()
 		return nil, err
 	}
-	s = &session{
-		id: id, repo: repo, actor: actor.ID, alg: row.Algorithm, writer: w, hash: h,
-		offset: row.Offset, checkpoint: row.Offset, hasRow: true, active: r.clock(),
-	}
+	s.offset = last.Offset
 	r.uploads.add(s)
 	return s, nil
 }
@@ -261,7 +292,7 @@ func (r *Registry) AppendUpload(ctx context.Context, actor access.Actor, repo, i
 	if err != nil {
 		return Upload{}, err
 	}
-	owner, err := r.take(s, c)
+	owner, err := r.take(ctx, s, c)
 	if err != nil {
 		return Upload{}, err
 	}
@@ -275,7 +306,7 @@ func (r *Registry) AppendUpload(ctx context.Context, actor access.Actor, repo, i
 	if s.owner != owner || s.gone {
 		return Upload{}, errFenced
 	}
-	if err := r.saveCheckpoint(context.WithoutCancel(ctx), s); err != nil && received == nil {
+	if err := r.saveCheckpoint(context.WithoutCancel(ctx), s, false); err != nil && received == nil {
 		return Upload{}, err
 	}
 	return Upload{s.id, s.offset}, received
@@ -285,7 +316,7 @@ var errFenced = fmt.Errorf("%w: another request has taken it over", ErrUploadInv
 
 // take makes the caller the session's one writer, at the place its piece
 // begins.
-func (r *Registry) take(s *session, c Chunk) (owner int, err error) {
+func (r *Registry) take(ctx context.Context, s *session, c Chunk) (owner int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gone {
@@ -299,7 +330,7 @@ func (r *Registry) take(s *session, c Chunk) (owner int, err error) {
 		// chunks).
 		return 0, fmt.Errorf("%w: the piece begins at %d and %d bytes are there", ErrRangeInvalid, c.At, s.offset)
 	default:
-		if err := s.rewind(c.At); err != nil {
+		if err := r.rewind(context.WithoutCancel(ctx), s, c.At); err != nil {
 			return 0, err
 		}
 	}
@@ -308,20 +339,35 @@ func (r *Registry) take(s *session, c Chunk) (owner int, err error) {
 	return s.owner, nil
 }
 
-// rewind drops the bytes from offset on and hashes the rest again.
-func (s *session) rewind(offset int64) error {
+// rewind drops the bytes from offset on. From the last mark before it on they
+// are hashed again. The session's lock is held.
+func (r *Registry) rewind(ctx context.Context, s *session, offset int64) error {
 	if s.writer == nil {
 		return nil
+	}
+	keep := s.marks
+	for len(keep) > 0 && keep[len(keep)-1].Offset > offset {
+		keep = keep[:len(keep)-1]
+	}
+	if len(keep) < len(s.marks) {
+		// The row must not promise bytes that are about to go, and whose place
+		// others may take.
+		s.marks = keep
+		if err := r.saveMarks(ctx, s); err != nil {
+			return err
+		}
 	}
 	if err := s.writer.Truncate(offset); err != nil {
 		return err
 	}
-	s.hash.Reset()
-	if _, err := io.CopyBuffer(s.hash, io.NewSectionReader(s.writer, 0, offset), make([]byte, uploadBuffer)); err != nil {
+	last := s.durable()
+	if err := s.rehash(last); err != nil {
+		return err
+	}
+	if _, err := io.CopyBuffer(s.hash, io.NewSectionReader(s.writer, last.Offset, offset-last.Offset), make([]byte, uploadBuffer)); err != nil {
 		return err
 	}
 	s.offset = offset
-	s.checkpoint = min(s.checkpoint, offset)
 	return nil
 }
 
@@ -426,7 +472,7 @@ func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte
 	<-hashed
 	if err != nil {
 		// The hash is ahead of the bytes now.
-		if e := s.rewind(s.offset); e != nil {
+		if e := r.rewind(context.WithoutCancel(ctx), s, s.offset); e != nil {
 			r.log.Warn("upload cannot go on", "upload", s.id, "error", e)
 			r.drop(s)
 		}
@@ -435,16 +481,16 @@ func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte
 	s.offset += int64(len(data))
 	s.active = r.clock()
 	r.leases.renew(s.repo, s.active)
-	if s.offset-s.checkpoint >= checkpointEvery {
-		return r.saveCheckpoint(context.WithoutCancel(ctx), s)
+	if s.offset-s.durable().Offset >= checkpointEvery {
+		return r.saveCheckpoint(context.WithoutCancel(ctx), s, true)
 	}
 	return nil
 }
 
-// saveCheckpoint makes what was received durable, and then the row that says
-// so. The session's lock is held.
-func (r *Registry) saveCheckpoint(ctx context.Context, s *session) error {
-	if s.writer == nil || s.offset == s.checkpoint && s.hasRow {
+// saveCheckpoint makes what was received durable, and then a mark that says so;
+// within tells that more of the piece is to come. The session's lock is held.
+func (r *Registry) saveCheckpoint(ctx context.Context, s *session, within bool) error {
+	if s.writer == nil || s.offset == s.durable().Offset && s.hasRow {
 		return nil
 	}
 	if err := s.writer.Sync(); err != nil {
@@ -454,14 +500,29 @@ func (r *Registry) saveCheckpoint(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	row := uploadRow{Repository: s.repo, Key: s.writer.Key(), Algorithm: s.alg, Offset: s.offset, State: state, At: r.clock()}
+	before := s.marks
+	kept := slices.Clone(before)
+	if s.durable().Within {
+		kept = kept[:len(kept)-1]
+	}
+	kept = kept[max(0, len(kept)-marksKept):]
+	s.marks = append(kept, mark{s.offset, state, within})
+	if err := r.saveMarks(ctx, s); err != nil {
+		s.marks = before
+		return err
+	}
+	return nil
+}
+
+func (r *Registry) saveMarks(ctx context.Context, s *session) error {
+	row := uploadRow{Repository: s.repo, Key: s.writer.Key(), Algorithm: s.alg, Marks: s.marks, At: r.clock()}
 	if err := r.submit(ctx, func(tx *txn) error {
 		tx.put(key("upload", s.id), row)
 		return nil
 	}); err != nil {
 		return err
 	}
-	s.checkpoint, s.hasRow = s.offset, true
+	s.hasRow = true
 	return nil
 }
 
@@ -483,7 +544,7 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 		s.alg, s.hash = want.Algorithm(), want.Algorithm().Hash()
 	}
 	s.mu.Unlock()
-	owner, err := r.take(s, c)
+	owner, err := r.take(ctx, s, c)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -491,7 +552,7 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.owner == owner && !s.gone {
-			if e := r.saveCheckpoint(context.WithoutCancel(ctx), s); e != nil {
+			if e := r.saveCheckpoint(context.WithoutCancel(ctx), s, false); e != nil {
 				r.log.Warn("upload will not survive a restart", "upload", s.id, "error", e)
 			}
 		}

@@ -7,10 +7,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultReserve is how much of the disk is left free, unless the operator
-// says otherwise: enough for the engine to flush and compact what it holds in
-// memory when writing has stopped.
-const DefaultReserve = 256 << 20
+// DefaultReserve is how much of a disk of that many bytes is left free, unless
+// the operator says otherwise: enough for the engine to flush and compact what
+// it holds in memory when writing has stopped.
+func DefaultReserve(size int64) int64 { return min(256<<20, size/20) }
+
+// DiskSize returns the size of the file system that holds dir.
+func DiskSize(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("asking for the size of the disk of %s: %w", dir, err)
+	}
+	return int64(st.Blocks) * st.Bsize, nil
+}
 
 // A Space watches the free space of a file system, for all adapters that
 // write to it. Badger maps files into memory and dies by SIGBUS when the disk
@@ -26,16 +35,23 @@ type Space struct {
 	promised int64 // guarded by mu; reserved for running uploads and not yet written
 }
 
-// NewSpace watches the file system that holds dir and keeps reserve bytes of
-// it free.
-func NewSpace(dir string, reserve int64) *Space {
+// NewSpace watches the file system that holds dir, which must be there, and
+// keeps reserve bytes of it free: 0 stands for [DefaultReserve].
+func NewSpace(dir string, reserve int64) (*Space, error) {
+	if reserve == 0 {
+		size, err := DiskSize(dir)
+		if err != nil {
+			return nil, err
+		}
+		reserve = DefaultReserve(size)
+	}
 	return NewSpaceFunc(reserve, func() (int64, error) {
 		var st unix.Statfs_t
 		if err := unix.Statfs(dir, &st); err != nil {
 			return 0, fmt.Errorf("asking for the free space of %s: %w", dir, err)
 		}
 		return int64(st.Bavail) * st.Bsize, nil
-	})
+	}), nil
 }
 
 // NewSpaceFunc is NewSpace with another way to learn how much is free.

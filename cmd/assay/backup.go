@@ -92,10 +92,20 @@ func (g *globals) fetchBackup(ctx context.Context, have io.Reader, take func(io.
 		}
 		return g.refusal(resp, raw)
 	}
-	if err := take(resp.Body); err != nil {
+	bar := g.progress("backup", 0, true)
+	defer bar.Stop()
+	if err := take(io.TeeReader(resp.Body, counted{bar})); err != nil {
 		return remedy(fmt.Errorf("the backup broke off: %w", err), "what came is not a backup; the server's log says more")
 	}
 	return nil
+}
+
+// counted adds what is written to a progress.
+type counted struct{ *progress }
+
+func (c counted) Write(p []byte) (int, error) {
+	c.Add(int64(len(p)))
+	return len(p), nil
 }
 
 // backupFile writes an archive that has its name only once it is whole.
@@ -130,21 +140,21 @@ var backupContent = regexp.MustCompile(`^(blobs|manifests)/(sha256|sha512)/[0-9a
 // backupFolder adds a snapshot to a folder.
 func (g *globals) backupFolder(ctx context.Context, dir string) (snapshot string, files int, n int64, err error) {
 	var have bytes.Buffer
-	for _, alg := range []string{"sha256", "sha512"} {
-		entries, err := os.ReadDir(filepath.Join(dir, "blobs", alg))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", 0, 0, err
-		}
-		for _, e := range entries {
-			if filepath.Ext(e.Name()) == "" {
-				fmt.Fprintf(&have, "%s:%s\n", alg, e.Name())
+	for _, kind := range []string{"blobs", "manifests"} {
+		for _, alg := range []string{"sha256", "sha512"} {
+			entries, err := os.ReadDir(filepath.Join(dir, kind, alg))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return "", 0, 0, err
+			}
+			for _, e := range entries {
+				if filepath.Ext(e.Name()) == "" {
+					fmt.Fprintf(&have, "%s:%s\n", alg, e.Name())
+				}
 			}
 		}
 	}
 	snapshot = filepath.Join(dir, "snapshots", time.Now().UTC().Format("20060102T150405.000Z"))
 	partial := snapshot + ".partial"
-	bar := g.progress("backup", 0, true)
-	defer bar.Stop()
 	err = g.fetchBackup(ctx, &have, func(r io.Reader) error {
 		whole := false
 		t := tar.NewReader(r)
@@ -250,8 +260,8 @@ func (g *globals) openBackup(from string) (io.ReadCloser, error) {
 }
 
 // packBackup writes the archive that a folder holds in pieces, in the order in
-// which it came: its head first and its end last. It brings all blobs of the
-// folder that the snapshot's rows may name; those they do not are left out.
+// which it came: its head first and its end last. Of what the folder holds for
+// several snapshots it takes what this one names.
 func packBackup(w io.Writer, dir, snapshot string) error {
 	t := tar.NewWriter(w)
 	add := func(root, name string) error {
@@ -270,28 +280,41 @@ func packBackup(w io.Writer, dir, snapshot string) error {
 		_, err = io.Copy(t, f)
 		return err
 	}
-	walk := func(root, folder string) error {
-		err := filepath.WalkDir(filepath.Join(root, folder), func(path string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() || filepath.Ext(path) == ".partial" {
-				return err
-			}
-			name, err := filepath.Rel(root, path)
-			if err != nil {
-				return err
-			}
-			return add(root, filepath.ToSlash(name))
-		})
+	walk := func(folder string, each func(name string) error) error {
+		entries, err := os.ReadDir(filepath.Join(snapshot, folder)) // sorted
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
+		for _, e := range entries {
+			if err == nil {
+				err = each(folder + "/" + e.Name())
+			}
+		}
 		return err
+	}
+	here := func(name string) error { return add(snapshot, name) }
+	content := func(list string) error {
+		f, err := os.Open(filepath.Join(snapshot, filepath.FromSlash(list)))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		lines := bufio.NewScanner(f)
+		for lines.Scan() {
+			if !backupContent.MatchString(lines.Text()) {
+				return fmt.Errorf("%s names %.100q", f.Name(), lines.Text())
+			}
+			if err := add(dir, lines.Text()); err != nil {
+				return err
+			}
+		}
+		return lines.Err()
 	}
 	for _, step := range []func() error{
 		func() error { return add(snapshot, "assay-backup.json") },
-		func() error { return walk(snapshot, "identity") },
-		func() error { return walk(dir, "blobs") },
-		func() error { return walk(dir, "manifests") },
-		func() error { return walk(snapshot, "rows") },
+		func() error { return walk("identity", here) },
+		func() error { return walk("content", content) },
+		func() error { return walk("rows", here) },
 		func() error { return add(snapshot, "end.json") },
 		t.Close,
 	} {

@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/assay-dev/assay/registry"
-	"github.com/assay-dev/assay/store"
 )
 
 func newFsckCommand(g *globals) *cobra.Command {
@@ -38,14 +37,12 @@ says where it is and what to do.`,
 }
 
 func fsck(cmd *cobra.Command, g *globals, data string) error {
-	db, blobs, r, err := openData(cmd.Context(), data, store.NewSpace(data, store.DefaultReserve), slog.New(slog.DiscardHandler))
+	s, err := openData(cmd.Context(), data, 0, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
-	defer db.Close()
-	defer blobs.Close()
-	defer r.Close()
-	report, err := r.Fsck(cmd.Context())
+	defer s.close()
+	report, err := s.registry.Fsck(cmd.Context())
 	if err != nil {
 		return err
 	}

@@ -9,9 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc/codes"
 
-	"github.com/assay-dev/assay/registry"
 	"github.com/assay-dev/assay/registry/oci"
-	"github.com/assay-dev/assay/store"
 )
 
 // metrics are what /metrics shows. Labels have few values: routes and not
@@ -19,16 +17,16 @@ import (
 type metrics struct {
 	registry *prometheus.Registry
 
-	requests   *prometheus.CounterVec
-	took       *prometheus.HistogramVec
-	received   prometheus.Counter
-	sent       prometheus.Counter
-	calls      *prometheus.CounterVec
-	callsTook  *prometheus.HistogramVec
-	components *components
+	requests  *prometheus.CounterVec
+	took      *prometheus.HistogramVec
+	received  prometheus.Counter
+	sent      prometheus.Counter
+	calls     *prometheus.CounterVec
+	callsTook *prometheus.HistogramVec
+	stored    *stored
 }
 
-func newMetrics(c *components) *metrics {
+func newMetrics(s *stored) *metrics {
 	durations := []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60, 600, 3600}
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
@@ -50,7 +48,7 @@ func newMetrics(c *components) *metrics {
 		callsTook: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "assay_rpc_call_duration_seconds", Help: "How long calls by gRPC and REST took.", Buckets: durations,
 		}, []string{"method"}),
-		components: c,
+		stored: s,
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "assay_build_info", Help: "Always 1; the label tells the version.", ConstLabels: prometheus.Labels{"version": buildVersion()},
@@ -82,12 +80,6 @@ func (m *metrics) observeRPC(method string, code codes.Code, took time.Duration)
 	m.callsTook.WithLabelValues(method).Observe(took.Seconds())
 }
 
-// components is what the collector below asks.
-type components struct {
-	registry *registry.Registry
-	space    *store.Space
-}
-
 var (
 	readyDesc      = prometheus.NewDesc("assay_ready", "1 if the registry can read and write, else 0; /readyz says why.", nil, nil)
 	changesDesc    = prometheus.NewDesc("assay_changes_total", "Changes that were submitted, by outcome.", []string{"outcome"}, nil)
@@ -116,11 +108,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 	}
 	ready := 0.0
-	if m.components.registry.Ready(ctx) == nil {
+	if m.stored.registry.Ready(ctx) == nil {
 		ready = 1
 	}
 	gauge(readyDesc, ready)
-	if s, err := m.components.registry.Stats(ctx); err == nil {
+	if s, err := m.stored.registry.Stats(ctx); err == nil {
 		counter(changesDesc, float64(s.Changes-s.Refused), "made")
 		counter(changesDesc, float64(s.Refused), "refused")
 		counter(commitsDesc, float64(s.Commits))
@@ -128,7 +120,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(uploadsDesc, float64(s.Uploads))
 		gauge(leavesDesc, float64(s.Leaves))
 	}
-	if free, promised, reserve, err := m.components.space.Usage(); err == nil {
+	if free, promised, reserve, err := m.stored.space.Usage(); err == nil {
 		gauge(diskDesc, float64(free), "free")
 		gauge(diskDesc, float64(promised), "promised")
 		gauge(diskDesc, float64(reserve), "reserve")

@@ -162,11 +162,11 @@ type progress struct {
 	done  chan struct{}
 }
 
-// progress begins a progress display of total units, counted as bytes (KiB,
-// MiB) or as things.
+// progress begins a progress display of total units, or of nobody knows how
+// many if that is 0, counted as bytes (KiB, MiB) or as things.
 func (g *globals) progress(label string, total int64, bytes bool) *progress {
 	p := &progress{g: g, label: label, total: total, bytes: bytes}
-	if g.quiet || total <= 0 {
+	if g.quiet {
 		return p
 	}
 	if f, ok := g.err.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -176,6 +176,10 @@ func (g *globals) progress(label string, total int64, bytes bool) *progress {
 		if bytes {
 			count = decor.CountersKibiByte("% .1f of % .1f")
 			rate = decor.AverageSpeed(decor.SizeB1024(0), "% .1f", decor.WCSyncSpace)
+		}
+		if total == 0 {
+			p.bar = p.pool.New(0, mpb.SpinnerStyle(), mpb.PrependDecorators(decor.Name(label+" "), decor.CurrentKibiByte("% .1f")), mpb.AppendDecorators(rate))
+			return p
 		}
 		p.bar = p.pool.AddBar(total,
 			mpb.PrependDecorators(decor.Name(label+" ", decor.WCSyncSpaceR), count),
@@ -197,6 +201,13 @@ func (p *progress) lines() {
 	var n, tenths int64
 	for d := range p.add {
 		n += d
+		if p.total == 0 {
+			if time.Since(last) >= lineEvery {
+				last = time.Now()
+				fmt.Fprintf(p.g.err, "%s: %s (%.1f s)\n", p.label, p.count(n), time.Since(start).Seconds())
+			}
+			continue
+		}
 		if t := n * 10 / p.total; t > tenths && (time.Since(last) >= lineEvery || n >= p.total) {
 			tenths, last = t, time.Now()
 			fmt.Fprintf(p.g.err, "%s: %3d %% (%s of %s, %.1f s)\n", p.label, t*10, p.count(n), p.count(p.total), time.Since(start).Seconds())

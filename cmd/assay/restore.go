@@ -59,7 +59,10 @@ func (g *globals) restore(cmd *cobra.Command, from, data string) error {
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return err
 	}
-	space := store.NewSpace(data, store.DefaultReserve)
+	space, err := store.NewSpace(data, 0)
+	if err != nil {
+		return err
+	}
 	db, err := badger.Open(filepath.Join(data, "db"), badger.Options{Space: space})
 	if err != nil {
 		return err

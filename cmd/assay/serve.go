@@ -35,6 +35,9 @@ import (
 // shutdownGrace is how long requests may go on after the server was told to stop.
 const shutdownGrace = 30 * time.Second
 
+// retryOpen is how often a server that found a full disk looks again.
+const retryOpen = time.Second
+
 type serveOptions struct {
 	addr, grpcAddr string
 	data           string
@@ -103,7 +106,7 @@ ASSAY_GRPC_ADDR) or in a YAML file named by --config.`,
 	f.StringVar(&opt.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&opt.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.Int64Var(&opt.memoryLimit, "memory-limit", 1<<30, "soft limit of the runtime's memory in bytes; 0 leaves it to GOMEMLIMIT")
-	f.Int64Var(&opt.reserve, "reserve", store.DefaultReserve, "bytes of free disk below which the server only reads")
+	f.Int64Var(&opt.reserve, "reserve", 0, "bytes of free disk below which the server only reads; 0 is 256 MiB, or a twentieth of a disk smaller than 5 GiB")
 	f.StringVar(&opt.tlsCert, "tls-cert", "", "PEM file with the server's certificate and those it rests on")
 	f.StringVar(&opt.tlsKey, "tls-key", "", "PEM file with the certificate's private key")
 	f.StringVar(&opt.htpasswd, "htpasswd", "", "file with the users and their passwords by bcrypt; then everybody has to log in")
@@ -123,12 +126,11 @@ type server struct {
 	httpListener, grpcListener net.Listener
 	http                       *http.Server
 	handler                    atomic.Pointer[http.Handler]
-	failed                     chan error // of what serves
+	waiting                    atomic.Pointer[error] // why the data cannot be opened yet
+	failed                     chan error            // of what serves
 
-	db       store.DB
-	blobs    store.Blobs
-	registry *registry.Registry
-	grpc     *grpc.Server
+	*stored
+	grpc *grpc.Server
 }
 
 // openServer opens the listeners and then the data directory. Until that is
@@ -159,12 +161,25 @@ func openServer(ctx context.Context, opt serveOptions, logTo io.Writer) (_ *serv
 		return nil, remedy(err, "another program listens there; choose a port with --grpc-addr, or 127.0.0.1:0 for any free one")
 	}
 	s.serveHTTP()
-	space := store.NewSpace(opt.data, opt.reserve)
-	if s.db, s.blobs, s.registry, err = openData(ctx, opt.data, space, s.log); err != nil {
-		return nil, err
+	for s.stored == nil {
+		s.stored, err = openData(ctx, opt.data, opt.reserve, s.log)
+		if errors.Is(err, store.ErrNoSpace) {
+			// Whoever makes room need not know that there is a server to start.
+			if s.waiting.Swap(&err) == nil {
+				s.log.Error("waiting for space on the disk", "error", err)
+			}
+			select {
+			case <-time.After(retryOpen):
+				continue
+			case <-ctx.Done():
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	s.security.know(s.registry)
-	handler, err := s.assemble(ctx, newMetrics(&components{s.registry, space}))
+	handler, err := s.assemble(ctx, newMetrics(s.stored))
 	if err != nil {
 		return nil, err
 	}
@@ -180,6 +195,10 @@ func (s *server) serveHTTP() {
 	recovering.HandleFunc("GET /healthz", healthz)
 	recovering.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "1")
+		if err := s.waiting.Load(); err != nil {
+			http.Error(w, "recovering: "+(*err).Error(), http.StatusInsufficientStorage)
+			return
+		}
 		http.Error(w, "recovering: the data folder is being opened", http.StatusServiceUnavailable)
 	})
 	s.http = &http.Server{
@@ -258,34 +277,56 @@ func (s *server) assemble(ctx context.Context, m *metrics) (http.Handler, error)
 	return oci.Guard(mux, oci.GuardOptions{Hosts: s.opt.hosts, AnyHost: s.opt.unsafeOpen || s.security.authenticator != nil}), nil
 }
 
-// openData opens what a data directory holds.
-func openData(ctx context.Context, dir string, space *store.Space, log *slog.Logger) (db store.DB, blobs store.Blobs, r *registry.Registry, err error) {
+// stored is an open data folder. Fields are in the order in which they are
+// opened; close goes the other way.
+type stored struct {
+	space    *store.Space
+	db       store.DB
+	blobs    store.Blobs
+	registry *registry.Registry
+}
+
+func openData(ctx context.Context, dir string, reserve int64, log *slog.Logger) (_ *stored, err error) {
+	s := &stored{}
 	defer func() {
-		if err == nil {
-			return
-		}
-		if blobs != nil {
-			blobs.Close()
-		}
-		if db != nil {
-			db.Close()
+		if err != nil {
+			s.close()
 		}
 	}()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, nil, nil, remedy(err, "choose a folder you may write with --data")
+		return nil, remedy(err, "choose a folder you may write with --data")
+	}
+	if s.space, err = store.NewSpace(dir, reserve); err != nil {
+		return nil, err
 	}
 	identity, err := registry.LoadIdentity(filepath.Join(dir, "identity"))
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	if db, err = badger.Open(filepath.Join(dir, "db"), badger.Options{Space: space, Log: log}); err != nil {
-		return nil, nil, nil, err
+	if s.db, err = badger.Open(filepath.Join(dir, "db"), badger.Options{Space: s.space, Log: log}); err != nil {
+		s.db = nil // and no interface with a nil pointer in it
+		return nil, err
 	}
-	if blobs, err = fs.Open(filepath.Join(dir, "blobs"), fs.Options{Space: space}); err != nil {
-		return db, nil, nil, err
+	if s.blobs, err = fs.Open(filepath.Join(dir, "blobs"), fs.Options{Space: s.space}); err != nil {
+		s.blobs = nil
+		return nil, err
 	}
-	r, err = registry.Open(ctx, registry.Options{DB: db, Blobs: blobs, Identity: identity, Log: log})
-	return db, blobs, r, err
+	s.registry, err = registry.Open(ctx, registry.Options{DB: s.db, Blobs: s.blobs, Identity: identity, Log: log})
+	return s, err
+}
+
+func (s *stored) close() error {
+	var errs []error
+	if s.registry != nil {
+		errs = append(errs, s.registry.Close())
+	}
+	if s.blobs != nil {
+		errs = append(errs, s.blobs.Close())
+	}
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // addresses is what --ready-file holds.
@@ -370,14 +411,8 @@ func (s *server) close() error {
 			}
 		}
 	}
-	if s.registry != nil {
-		errs = append(errs, s.registry.Close())
-	}
-	if s.blobs != nil {
-		errs = append(errs, s.blobs.Close())
-	}
-	if s.db != nil {
-		errs = append(errs, s.db.Close())
+	if s.stored != nil {
+		errs = append(errs, s.stored.close())
 	}
 	return errors.Join(errs...)
 }

@@ -239,7 +239,9 @@ func (s *server) chunk(c *call) (id string, ch registry.Chunk, err error) {
 		if e1 != nil || e2 != nil || last < first-1 || ch.Size >= 0 && ch.Size != last-first+1 {
 			return "", ch, fmt.Errorf("%w: Content-Range %s does not fit a body of %d bytes", registry.ErrRangeInvalid, r, ch.Size)
 		}
-		ch.At, ch.Rewind, ch.Size = first, false, last-first+1
+		// Range and location say the same where a piece is sent again; a piece
+		// that leaves the location's order is a mistake.
+		ch.At, ch.Rewind, ch.Size = first, first == offset, last-first+1
 	}
 	return id, ch, nil
 }

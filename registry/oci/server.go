@@ -11,7 +11,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -72,66 +74,68 @@ type call struct {
 	received atomic.Int64 // what reads a body may outlive its request
 }
 
-// route finds the handler for a path. Repository names have slashes in them,
-// so paths are read from the right: the table is the specification's.
-//
-//	end-1   GET            /v2/
-//	end-2   GET HEAD       /v2/<name>/blobs/<digest>
-//	end-3   GET HEAD       /v2/<name>/manifests/<reference>
-//	end-4   POST           /v2/<name>/blobs/uploads/         (and end-11, mount)
-//	end-5   PATCH          /v2/<name>/blobs/uploads/<session>
-//	end-6   PUT            /v2/<name>/blobs/uploads/<session>?digest=
-//	end-7   PUT            /v2/<name>/manifests/<reference>
-//	end-8   GET            /v2/<name>/tags/list
-//	end-9   DELETE         /v2/<name>/manifests/<reference>
-//	end-10  DELETE         /v2/<name>/blobs/<digest>
-//	end-12  GET            /v2/<name>/referrers/<digest>
-//	end-13  GET            /v2/<name>/blobs/uploads/<session>
-//	end-14  DELETE         /v2/<name>/blobs/uploads/<session>
-//	        GET            /v2/_catalog
-func (s *server) route(method, path string) (h func(*call) error, pattern, repo, ref string) {
-	rest, ok := strings.CutPrefix(path, "/v2/")
-	switch {
-	case !ok:
-		return nil, "", "", ""
-	case rest == "":
-		return pick(method, methods{"GET": s.ping, "HEAD": s.ping}), "/v2/", "", ""
-	case rest == "_catalog":
-		return pick(method, methods{"GET": s.catalog}), "/v2/_catalog", "", ""
-	}
-	if repo, ok := strings.CutSuffix(rest, "/tags/list"); ok {
-		return pick(method, methods{"GET": s.tags}), "/v2/<name>/tags/list", repo, ""
-	}
-	if repo, ok := strings.CutSuffix(rest, "/blobs/uploads/"); ok {
-		return pick(method, methods{"POST": s.startUpload}), "/v2/<name>/blobs/uploads/", repo, ""
-	}
-	if repo, ok := strings.CutSuffix(rest, "/blobs/uploads"); ok {
-		return pick(method, methods{"POST": s.startUpload}), "/v2/<name>/blobs/uploads/", repo, ""
-	}
-	dir, ref, ok := cutLast(rest)
-	if !ok || ref == "" {
-		return nil, "", "", ""
-	}
-	for suffix, m := range map[string]methods{
-		"/blobs/uploads": {"GET": s.statUpload, "PATCH": s.patchUpload, "PUT": s.putUpload, "DELETE": s.cancelUpload},
-		"/blobs":         {"GET": s.getBlob, "HEAD": s.getBlob, "DELETE": s.deleteBlob},
-		"/manifests":     {"GET": s.getManifest, "HEAD": s.getManifest, "PUT": s.putManifest, "DELETE": s.deleteManifest},
-		"/referrers":     {"GET": s.referrers},
-	} {
-		if repo, ok := strings.CutSuffix(dir, suffix); ok {
-			return pick(method, m), "/v2/<name>" + suffix + "/<reference>", repo, ref
-		}
-	}
-	return nil, "", "", ""
+// routes are the specification's, with the methods each takes, read in this
+// order. Repository names have slashes in them, so paths are read from the
+// right: suffix is what follows the name, and a pattern that ends in
+// <reference> has one more word after it.
+var routes = []struct {
+	pattern, suffix string
+	methods         map[string]func(*server, *call) error
+}{
+	{"/v2/", "", methods{"GET": (*server).ping, "HEAD": (*server).ping}},
+	{"/v2/_catalog", "", methods{"GET": (*server).catalog}},
+	{"/v2/<name>/tags/list", "/tags/list", methods{"GET": (*server).tags}},
+	{"/v2/<name>/blobs/uploads/", "/blobs/uploads", methods{"POST": (*server).startUpload}},
+	{"/v2/<name>/blobs/uploads/<reference>", "/blobs/uploads", methods{
+		"GET": (*server).statUpload, "PATCH": (*server).patchUpload, "PUT": (*server).putUpload, "DELETE": (*server).cancelUpload}},
+	{"/v2/<name>/blobs/<reference>", "/blobs", methods{"GET": (*server).getBlob, "HEAD": (*server).getBlob, "DELETE": (*server).deleteBlob}},
+	{"/v2/<name>/manifests/<reference>", "/manifests", methods{
+		"GET": (*server).getManifest, "HEAD": (*server).getManifest, "PUT": (*server).putManifest, "DELETE": (*server).deleteManifest}},
+	{"/v2/<name>/referrers/<reference>", "/referrers", methods{"GET": (*server).referrers}},
 }
 
-type methods map[string]func(*call) error
+type methods = map[string]func(*server, *call) error
 
-func pick(method string, m methods) func(*call) error {
-	if h, ok := m[method]; ok {
-		return h
+// Routes lists what Handler answers, as "METHOD /v2/<name>/…", in order.
+func Routes() []string {
+	var list []string
+	for _, r := range routes {
+		for _, m := range slices.Sorted(maps.Keys(r.methods)) {
+			list = append(list, m+" "+r.pattern)
+		}
 	}
-	return func(*call) error { return errMethod }
+	return list
+}
+
+// route finds the handler for a path.
+func route(method, path string) (h func(*server, *call) error, pattern, repo, ref string) {
+	name, ok := strings.CutPrefix(path, "/v2/")
+	if !ok {
+		return nil, "", "", ""
+	}
+	for _, r := range routes {
+		repo, ref := "", ""
+		switch {
+		case r.suffix == "":
+			ok = path == r.pattern
+		case strings.HasSuffix(r.pattern, "<reference>"):
+			var dir string
+			dir, ref, ok = cutLast(name)
+			if ok = ok && ref != ""; ok {
+				repo, ok = strings.CutSuffix(dir, r.suffix)
+			}
+		default:
+			repo, ok = strings.CutSuffix(strings.TrimSuffix(name, "/"), r.suffix)
+		}
+		if !ok {
+			continue
+		}
+		if h = r.methods[method]; h == nil {
+			h = func(*server, *call) error { return errMethod }
+		}
+		return h, r.pattern, repo, ref
+	}
+	return nil, "", "", ""
 }
 
 func cutLast(s string) (before, after string, ok bool) {
@@ -148,10 +152,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	id := requestID(r)
 	w.Header().Set("X-Request-Id", id)
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
-	h, pattern, repo, ref := s.route(r.Method, r.URL.Path)
+	h, pattern, repo, ref := route(r.Method, r.URL.Path)
 	c := &call{Request: r, w: w, repo: repo, ref: ref}
 	c.seen = Observation{Route: pattern, Method: r.Method}
-	err := errRoute
+	var err error
 	// Who is asking is known, and refused, before the body is read and before
 	// anything is told of what there is.
 	if c.actor, err = s.Authenticate(r); err == nil {
@@ -161,7 +165,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		} else if h == nil {
 			err = errRoute
 		} else {
-			err = h(c)
+			err = h(s, c)
 		}
 	}
 	if err != nil {

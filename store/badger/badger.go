@@ -15,18 +15,21 @@ import (
 	"iter"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"golang.org/x/sys/unix"
 
 	"github.com/assay-dev/assay/store"
 )
 
 const (
-	memTableSize = 64 << 20
+	// A memtable is 64 MiB, or less on a disk that is small beside that.
+	maxMemTable, minMemTable = 64 << 20, 8 << 20
 
 	// maxValue is the largest value the adapter takes. It stays below
 	// Badger's value threshold, so that every value lives in the LSM tree and
@@ -34,12 +37,15 @@ const (
 	// logged by Badger.
 	maxValue       = 256 << 10
 	valueThreshold = 1 << 20
-
-	// flushRoom is the room a write leaves beyond its own size: a memtable
-	// and its table, and the log file of the next memtable, which Badger maps
-	// at twice the memtable's size.
-	flushRoom = 4 * memTableSize
 )
+
+// memTableSize is what suits a disk.
+func memTableSize(disk int64) int64 { return min(max(disk/64, minMemTable), maxMemTable) }
+
+// flushRoom is the room a write leaves beyond its own size: a memtable and its
+// table, and the log file of the next memtable, which Badger maps at twice the
+// memtable's size.
+func (d *DB) flushRoom() int64 { return 4 * d.memTable }
 
 // Options configure Open. The zero value is usable.
 type Options struct {
@@ -52,9 +58,11 @@ type Options struct {
 
 // DB is a [store.DB] over Badger.
 type DB struct {
-	db    *badger.DB
-	dir   string
-	space *store.Space
+	db       *badger.DB
+	dir      string
+	space    *store.Space
+	log      *slog.Logger
+	memTable int64 // bytes
 
 	writer sync.Mutex // held by the one running update
 
@@ -67,7 +75,8 @@ type DB struct {
 
 var _ store.DB = (*DB)(nil)
 
-// Open opens the database in dir, which is made if it is not there.
+// Open opens the database in dir, which is made if it is not there. It returns
+// an error that is [store.ErrNoSpace] if Badger would meet a full disk.
 func Open(dir string, opt Options) (*DB, error) {
 	log := opt.Log
 	if log == nil {
@@ -76,12 +85,17 @@ func Open(dir string, opt Options) (*DB, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := opt.Space.Check(0); err != nil && !errors.Is(err, store.ErrNoSpace) {
+	disk, err := store.DiskSize(dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &DB{dir: dir, space: opt.Space, log: log, memTable: memTableSize(disk)}
+	if err := d.roomToFlush(); err != nil {
 		return nil, err
 	}
 	o := badger.DefaultOptions(dir).
 		WithSyncWrites(true).
-		WithMemTableSize(memTableSize).
+		WithMemTableSize(d.memTable).
 		WithNumMemtables(2).
 		WithValueThreshold(valueThreshold).
 		WithValueLogFileSize(16 << 20).
@@ -95,19 +109,73 @@ func Open(dir string, opt Options) (*DB, error) {
 		WithDetectConflicts(false). // there is one writer
 		WithMetricsEnabled(false).
 		WithLogger(logger{log})
-	db, err := badger.Open(o)
+	if err := removeEmptyLogs(dir); err != nil {
+		return nil, err
+	}
+	d.db, err = badger.Open(o)
 	if err != nil {
 		if strings.Contains(err.Error(), "Cannot acquire directory lock") {
 			return nil, fmt.Errorf("the database in %s is in use by another process; stop it first: %w", dir, err)
 		}
 		return nil, fmt.Errorf("opening the database in %s: %w", dir, err)
 	}
-	d := &DB{db: db, dir: dir, space: opt.Space}
 	if err := d.syncDir(); err != nil {
-		db.Close()
+		d.db.Close()
 		return nil, err
 	}
 	return d, nil
+}
+
+// roomToFlush tells whether Badger can write to tables what its memtables hold,
+// as it does when it is opened and closed: it dies when it cannot.
+func (d *DB) roomToFlush() error {
+	if d.space == nil {
+		return nil
+	}
+	free, _, _, err := d.space.Usage()
+	if err != nil {
+		return err
+	}
+	logs, err := filepath.Glob(filepath.Join(d.dir, "*.mem"))
+	if err != nil {
+		return err
+	}
+	// The pages of its next log's head, its manifest, and a table for each log.
+	need := int64(1 << 20)
+	for _, path := range logs {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return fmt.Errorf("looking at %s: %w", path, err)
+		}
+		need += st.Blocks * 512 // they are sparse
+	}
+	if free < need {
+		return fmt.Errorf("%w: %d bytes are free, and the database in %s needs %d to be opened or closed", store.ErrNoSpace, free, d.dir, need)
+	}
+	return nil
+}
+
+// removeEmptyLogs removes what a crash leaves of a log that Badger was about to
+// make, or to remove once it was not needed: it cuts the file to nothing first,
+// and then refuses to open a database that holds such a one.
+func removeEmptyLogs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext != ".mem" && ext != ".vlog" {
+			continue
+		}
+		info, err := e.Info()
+		if err == nil && info.Size() == 0 {
+			err = os.Remove(filepath.Join(dir, e.Name()))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (d *DB) usable() error {
@@ -163,7 +231,7 @@ func (d *DB) Update(ctx context.Context, fn func(store.Reader) (store.Batch, err
 	if err := d.Limits().Check(batch); err != nil {
 		return err
 	}
-	if err := d.space.Check(int64(batch.Bytes()) + flushRoom); err != nil {
+	if err := d.space.Check(int64(batch.Bytes()) + d.flushRoom()); err != nil {
 		return err
 	}
 	for _, w := range batch.Writes() {
@@ -215,7 +283,7 @@ func (d *DB) syncDir() error {
 // Limits implements [store.DB]. Badger's own limit for a transaction is 15 %
 // of the memtable; we stay below it.
 func (d *DB) Limits() store.Limits {
-	return store.Limits{BatchBytes: 8 << 20, BatchRows: 50_000, KeyBytes: 16 << 10, ValueBytes: maxValue}
+	return store.Limits{BatchBytes: int(d.memTable / 8), BatchRows: int(d.memTable / 1342), KeyBytes: 16 << 10, ValueBytes: maxValue}
 }
 
 // Verify re-reads every table and checks its checksums.
@@ -234,7 +302,8 @@ func (d *DB) Verify(ctx context.Context) (err error) {
 	return nil
 }
 
-// Close implements [store.DB].
+// Close implements [store.DB]. Where there is no room to write memtables to
+// tables it leaves them to the next Open, as a crash would: they are durable.
 func (d *DB) Close() error {
 	d.writer.Lock()
 	defer d.writer.Unlock()
@@ -243,6 +312,10 @@ func (d *DB) Close() error {
 	d.closed = true
 	d.mu.Unlock()
 	if closed {
+		return nil
+	}
+	if err := d.roomToFlush(); errors.Is(err, store.ErrNoSpace) {
+		d.log.Warn("the database is left as it is", "reason", err)
 		return nil
 	}
 	return d.db.Close()

@@ -12,6 +12,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/dgraph-io/badger/v4"
+	"golang.org/x/sys/unix"
+
 	"github.com/assay-dev/assay/store"
 	"github.com/assay-dev/assay/store/storetest"
 )
@@ -260,4 +263,63 @@ func BenchmarkSync(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// A kill between the cut and the removal of a log leaves an empty file, which
+// Badger by itself does not open.
+func TestEmptyLogs(t *testing.T) {
+	dir := t.TempDir()
+	db := open(t, dir, Options{})
+	if err := put(db, "k", "v"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"00007.mem", "000009.vlog"} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if bare, err := badger.Open(badger.DefaultOptions(dir).WithLogger(nil)); err == nil {
+			bare.Close()
+			t.Errorf("Badger opens a database with an empty %s: removing it is no longer needed", name)
+		}
+		db = open(t, dir, Options{})
+		if got := rows(t, db); got["k"] != "v" {
+			t.Errorf("with an empty %s: %v", name, got)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A small disk gets small memtables, and the contract holds there too.
+func TestSmallDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=300m"); err != nil {
+		t.Skipf("mounting a tmpfs needs root: %v", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	storetest.TestDB(t, storetest.DBFactory{
+		Open: func(t testing.TB) store.DB {
+			sub, err := os.MkdirTemp(dir, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			db := open(t, sub, Options{})
+			if db.memTable != minMemTable {
+				t.Errorf("memtables of %d bytes", db.memTable)
+			}
+			t.Cleanup(func() { db.Close(); os.RemoveAll(sub) })
+			return db
+		},
+		Reopen: func(t testing.TB, db store.DB) store.DB {
+			if err := db.Close(); err != nil {
+				t.Fatal(err)
+			}
+			return open(t, db.(*DB).dir, Options{})
+		},
+	})
 }

@@ -118,7 +118,10 @@ func TestFullDisk(t *testing.T) {
 		t.Skipf("mounting a tmpfs needs root: %v", err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
-	space := store.NewSpace(dir, 4<<20)
+	space, err := store.NewSpace(dir, 4<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
 	b := open(t, filepath.Join(dir, "blobs"), Options{Space: space})
 	if _, err := b.Create(t.Context(), 1<<30); !errors.Is(err, store.ErrNoSpace) {
 		t.Fatalf("an upload larger than the disk was accepted: %v", err)

@@ -199,6 +199,28 @@ func TestDB(t *testing.T, f DBFactory) {
 		})
 	})
 
+	t.Run("up to the limits", func(t *testing.T) {
+		db := f.Open(t)
+		l := db.Limits()
+		for name, fill := range map[string]func(b *store.Batch){
+			"rows": func(b *store.Batch) {
+				for i := range l.BatchRows {
+					b.Set(fmt.Appendf(nil, "%d", i), nil)
+				}
+			},
+			"bytes": func(b *store.Batch) {
+				for i := range l.BatchBytes/l.ValueBytes - 1 {
+					b.Set(fmt.Appendf(nil, "%d", i), make([]byte, l.ValueBytes))
+				}
+			},
+			"key": func(b *store.Batch) { b.Set(bytes.Repeat([]byte("k"), l.KeyBytes), nil) },
+		} {
+			if err := db.Update(ctx, func(store.Reader) (b store.Batch, err error) { fill(&b); return b, nil }); err != nil {
+				t.Errorf("%s up to the limit: %v", name, err)
+			}
+		}
+	})
+
 	t.Run("limits", func(t *testing.T) {
 		db := f.Open(t)
 		l := db.Limits()
