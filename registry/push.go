@@ -159,16 +159,14 @@ func (p *pushing) manifest(row manifestRow, stored *bool) error {
 	if err != nil {
 		return err
 	}
+	// A manifest that was deleted and comes back is the version that it was.
+	number, err := tx.Get(key("versionof", p.repo, string(m.digest)))
+	if err == nil {
+		p.version = int(lastNumber(append(make([]byte, 4), number...)))
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
 	if held {
-		var number []byte
-		if number, err = tx.Get(key("versionof", p.repo, string(m.digest))); err == nil {
-			p.version = int(lastNumber(append(make([]byte, 4), number...)))
-		} else if errors.Is(err, store.ErrNotFound) {
-			err = nil
-		}
-		if err != nil {
-			return err
-		}
 		return p.heal(row, stored)
 	}
 	p.changed = true

@@ -349,6 +349,22 @@ func TestAsOf(t *testing.T) {
 	}
 }
 
+// A manifest that was deleted and is pushed again is the version that it was.
+func TestVersionsComeBack(t *testing.T) {
+	h := newHouse(t)
+	body := h.model("m", nil, "", "w")
+	first := h.put("m", "main", body)
+	second := h.put("m", "main", h.model("m", nil, "", "x"))
+	if err := h.DeleteManifest(t.Context(), me, "m", first.Descriptor.Digest); err != nil {
+		t.Fatal(err)
+	}
+	again := h.put("m", "main", body)
+	if first.Version != 1 || second.Version != 2 || again.Version != 1 {
+		t.Errorf("versions %d, %d and again %d; want 1, 2, 1", first.Version, second.Version, again.Version)
+	}
+	h.sound()
+}
+
 func TestReferrers(t *testing.T) {
 	h := newHouse(t)
 	ctx := t.Context()

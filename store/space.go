@@ -28,11 +28,11 @@ func DiskSize(dir string) (int64, error) {
 //
 // A nil *Space refuses nothing. Methods may be called concurrently.
 type Space struct {
-	reserve int64
-	free    func() (int64, error)
+	free func() (int64, error)
 
 	mu       sync.Mutex
-	promised int64 // guarded by mu; reserved for running uploads and not yet written
+	reserve  int64 // guarded by mu, as all below
+	promised int64 // to running uploads, and not yet written
 }
 
 // NewSpace watches the file system that holds dir, which must be there, and
@@ -57,6 +57,17 @@ func NewSpace(dir string, reserve int64) (*Space, error) {
 // NewSpaceFunc is NewSpace with another way to learn how much is free.
 func NewSpaceFunc(reserve int64, free func() (int64, error)) *Space {
 	return &Space{reserve: reserve, free: free}
+}
+
+// Keep adds n bytes to the reserve: room that an adapter needs to write what it
+// has accepted already.
+func (s *Space) Keep(n int64) {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reserve += n
 }
 
 // Check returns an error that is ErrNoSpace unless n more bytes leave the

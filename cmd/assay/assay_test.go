@@ -89,7 +89,7 @@ func TestStories(t *testing.T) {
 			return false, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve": serve, "stop": stop, "environment": environment, "status": status, "state": state, "setenv": setFromFile, "flip": flip,
+			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
 		},
 	})
 }
@@ -162,8 +162,8 @@ func environment(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], "http://"+await(ts, file))
 }
 
-// status CODE COMMAND... runs a command that must end with that status.
-func status(ts *testscript.TestScript, neg bool, args []string) {
+// exits is status CODE COMMAND...: it runs a command that must end with that status.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
 	var want int
 	fmt.Sscan(args[0], &want)
 	err := ts.Exec(args[1], args[2:]...)

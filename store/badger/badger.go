@@ -42,9 +42,8 @@ const (
 // memTableSize is what suits a disk.
 func memTableSize(disk int64) int64 { return min(max(disk/64, minMemTable), maxMemTable) }
 
-// flushRoom is the room a write leaves beyond its own size: a memtable and its
-// table, and the log file of the next memtable, which Badger maps at twice the
-// memtable's size.
+// flushRoom is the room to keep free: for a memtable and its table, and the log
+// file of the next memtable, which Badger maps at twice the memtable's size.
 func (d *DB) flushRoom() int64 { return 4 * d.memTable }
 
 // Options configure Open. The zero value is usable.
@@ -119,6 +118,7 @@ func Open(dir string, opt Options) (*DB, error) {
 		}
 		return nil, fmt.Errorf("opening the database in %s: %w", dir, err)
 	}
+	d.space.Keep(d.flushRoom())
 	if err := d.syncDir(); err != nil {
 		d.db.Close()
 		return nil, err
@@ -231,7 +231,7 @@ func (d *DB) Update(ctx context.Context, fn func(store.Reader) (store.Batch, err
 	if err := d.Limits().Check(batch); err != nil {
 		return err
 	}
-	if err := d.space.Check(int64(batch.Bytes()) + d.flushRoom()); err != nil {
+	if err := d.space.Check(int64(batch.Bytes())); err != nil {
 		return err
 	}
 	for _, w := range batch.Writes() {

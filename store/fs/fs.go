@@ -127,8 +127,12 @@ func (b *Blobs) Ready() error {
 	if err := b.usable(); err != nil {
 		return err
 	}
-	return b.opt.Space.Check(0)
+	return b.opt.Space.Check(readyRoom)
 }
+
+// readyRoom is the room below which nothing more is accepted, rather than some
+// small blobs and others not.
+const readyRoom = 1 << 20
 
 func (b *Blobs) begin(key store.Key) error {
 	b.mu.Lock()
