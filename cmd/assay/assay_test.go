@@ -3,10 +3,21 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/big"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,10 +83,18 @@ func TestStories(t *testing.T) {
 			env.Setenv("MODELS", filepath.Join(examples, "models"))
 			env.Setenv("COSIGN_PASSWORD", "")
 			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("IP", address())
 			env.Setenv("PATH", env.Getenv("PATH")+":"+toolsDir())
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
+			if name, ok := strings.CutPrefix(cond, "debian:"); ok {
+				_, err := exec.LookPath(name)
+				if err != nil && os.Getenv("CI") != "" {
+					return false, fmt.Errorf("%s is not installed: run 'make deps'", name)
+				}
+				return err == nil, nil
+			}
 			name, ok := strings.CutPrefix(cond, "tool:")
 			if !ok {
 				return false, fmt.Errorf("unknown condition %q", cond)
@@ -90,6 +109,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
+			"certificate": certificate, "served": served,
 		},
 	})
 }
@@ -133,7 +153,8 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	var a addresses
 	ts.Check(json.Unmarshal([]byte(await(ts, "ready.json")), &a))
 	ts.Setenv("ASSAY_SERVER", a.HTTP)
-	ts.Setenv("HOST", strings.TrimPrefix(a.HTTP, "http://"))
+	_, host, _ := strings.Cut(a.HTTP, "://")
+	ts.Setenv("HOST", host)
 }
 
 // stop ends the server: by SIGTERM, or as "stop kill" by SIGKILL.
@@ -225,6 +246,61 @@ func flip(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.Chmod(name, 0o600))
 	ts.Check(os.WriteFile(name, data, 0o600))
 	ts.Check(os.Chmod(name, 0o400))
+}
+
+// address is one of this machine's that is not loopback, if it has one.
+func address() string {
+	all, _ := net.InterfaceAddrs()
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && !n.IP.IsLoopback() && !n.IP.IsLinkLocalUnicast() {
+			return n.IP.String()
+		}
+	}
+	return "127.0.0.1"
+}
+
+// certificate NAME writes tls.crt and tls.key, for the addresses that stories
+// use, by an authority whose certificate is ca.crt and stays the same.
+func certificate(ts *testscript.TestScript, neg bool, args []string) {
+	write := func(name, kind string, der []byte) {
+		ts.Check(os.WriteFile(ts.MkAbs(name), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+	}
+	authority := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	seed := sha256.Sum256([]byte(ts.Getenv("WORK")))
+	signer := ed25519.NewKeyFromSeed(seed[:])
+	der, err := x509.CreateCertificate(rand.Reader, authority, authority, signer.Public(), signer)
+	ts.Check(err)
+	write("ca.crt", "CERTIFICATE", der)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: args[0]}, NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.ParseIP(ts.Getenv("IP")), net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	if der, err = x509.CreateCertificate(rand.Reader, leaf, authority, key.Public(), signer); err == nil {
+		write("tls.crt", "CERTIFICATE", der)
+		der, err = x509.MarshalPKCS8PrivateKey(key)
+	}
+	ts.Check(err)
+	write("tls.key", "PRIVATE KEY", der)
+}
+
+// served NAME checks which certificate the server shows, on both of its ports.
+func served(ts *testscript.TestScript, neg bool, args []string) {
+	var a addresses
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("ready.json")), &a))
+	for _, addr := range []string{strings.TrimPrefix(a.HTTP, "https://"), a.GRPC} {
+		conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
+		ts.Check(err)
+		if got := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; got != args[0] {
+			ts.Fatalf("%s shows certificate %q, want %q", addr, got, args[0])
+		}
+		conn.Close()
+	}
 }
 
 // Every command says what it is for, and shows an example.
