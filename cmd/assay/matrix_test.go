@@ -247,7 +247,9 @@ func ociQuestions() map[string][]func(o *office) question {
 		}},
 		"DELETE /v2/<name>/blobs/uploads/<reference>": {func(o *office) question { return question{method: "DELETE", path: o.upload()} }},
 		"GET /v2/<name>/blobs/<reference>": {
-			func(o *office) question { return question{method: "GET", path: v2 + "/blobs/" + string(o.blob(team, []byte("{}")))} },
+			func(o *office) question {
+				return question{method: "GET", path: v2 + "/blobs/" + string(o.blob(team, []byte("{}")))}
+			},
 			get(v2 + "/blobs/" + string(digest.FromString("nothing"))),
 		},
 		"HEAD /v2/<name>/blobs/<reference>": {
@@ -279,7 +281,9 @@ func ociQuestions() map[string][]func(o *office) question {
 			},
 		},
 		"GET /v2/<name>/referrers/<reference>": {
-			func(o *office) question { return question{method: "GET", path: v2 + "/referrers/" + string(o.model.Digest)} },
+			func(o *office) question {
+				return question{method: "GET", path: v2 + "/referrers/" + string(o.model.Digest)}
+			},
 			get(v2 + "/referrers/" + string(digest.FromString("nothing"))),
 		},
 	}
