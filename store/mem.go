@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/tidwall/btree"
 )
 
 // A MemDB is a [DB] in memory that polices the contract: it runs every update
@@ -18,9 +20,8 @@ import (
 // outlived its View, shares no memory with its callers, and can be told to
 // fail. It is meant for tests.
 type MemDB struct {
-	mu       sync.Mutex // guards all below
-	rows     map[string][]byte
-	keys     []string // of rows, sorted; nil after a change
+	mu       sync.Mutex                 // guards all below
+	rows     *btree.Map[string, []byte] // copies of it are snapshots, and cost nothing
 	poisoned bool
 	closed   bool
 	fault    Fault
@@ -38,7 +39,7 @@ const (
 )
 
 // NewMemDB returns an empty MemDB.
-func NewMemDB() *MemDB { return &MemDB{rows: map[string][]byte{}} }
+func NewMemDB() *MemDB { return &MemDB{rows: new(btree.Map[string, []byte])} }
 
 // Inject makes the next update that writes something fail in the given way.
 func (db *MemDB) Inject(f Fault) {
@@ -60,17 +61,18 @@ func (db *MemDB) Reopen() *MemDB {
 	db.mu.Lock()
 	defer db.mu.Unlock()
 	db.closed = true
-	return &MemDB{rows: maps.Clone(db.rows)}
+	return &MemDB{rows: db.rows.Copy()}
 }
 
 // Rows returns a copy of everything that is stored.
 func (db *MemDB) Rows() map[string]string {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	m := make(map[string]string, len(db.rows))
-	for k, v := range db.rows {
+	m := make(map[string]string, db.rows.Len())
+	db.rows.Scan(func(k string, v []byte) bool {
 		m[k] = string(v)
-	}
+		return true
+	})
 	return m
 }
 
@@ -79,12 +81,11 @@ func (db *MemDB) Rows() map[string]string {
 func (db *MemDB) SetRow(key string, value []byte) {
 	db.mu.Lock()
 	defer db.mu.Unlock()
-	db.keys = nil
 	if value == nil {
-		delete(db.rows, key)
+		db.rows.Delete(key)
 		return
 	}
-	db.rows[key] = bytes.Clone(value)
+	db.rows.Set(key, bytes.Clone(value))
 }
 
 func (db *MemDB) state() (*memReader, error) {
@@ -94,11 +95,7 @@ func (db *MemDB) state() (*memReader, error) {
 	if db.poisoned {
 		return nil, ErrPoisoned
 	}
-	if db.keys == nil {
-		db.keys = slices.Sorted(maps.Keys(db.rows))
-	}
-	// Rows are never changed in place, so a shallow copy is a snapshot.
-	return &memReader{rows: maps.Clone(db.rows), keys: db.keys}, nil
+	return &memReader{rows: db.rows.Copy()}, nil
 }
 
 // View implements [DB].
@@ -156,12 +153,11 @@ func (db *MemDB) Update(ctx context.Context, fn func(Reader) (Batch, error)) err
 	}
 	for _, w := range first.Writes() {
 		if w.Delete {
-			delete(db.rows, string(w.Key))
+			db.rows.Delete(string(w.Key))
 		} else {
-			db.rows[string(w.Key)] = bytes.Clone(w.Value)
+			db.rows.Set(string(w.Key), bytes.Clone(w.Value))
 		}
 	}
-	db.keys = nil
 	db.updates++
 	if fault == FailPersist {
 		db.poisoned = true
@@ -190,8 +186,7 @@ func (db *MemDB) Close() error {
 }
 
 type memReader struct {
-	rows map[string][]byte
-	keys []string
+	rows *btree.Map[string, []byte]
 	done bool
 }
 
@@ -201,7 +196,7 @@ func (r *memReader) Get(key []byte) ([]byte, error) {
 	if r.done {
 		return nil, errReaderDone
 	}
-	v, ok := r.rows[string(key)]
+	v, ok := r.rows.Get(string(key))
 	if !ok {
 		return nil, ErrNotFound
 	}
@@ -210,31 +205,38 @@ func (r *memReader) Get(key []byte) ([]byte, error) {
 
 func (r *memReader) Scan(rg Range) iter.Seq2[Row, error] {
 	return func(yield func(Row, error) bool) {
-		i, _ := slices.BinarySearch(r.keys, string(rg.From))
-		end := len(r.keys)
-		if rg.To != nil {
-			end, _ = slices.BinarySearch(r.keys, string(rg.To))
-		}
-		for n := 0; n < end-i; n++ {
+		give := func(k string, v []byte) bool {
 			if r.done {
 				yield(Row{}, errReaderDone)
-				return
-			}
-			k := r.keys[i+n]
-			if rg.Reverse {
-				k = r.keys[end-1-n]
+				return false
 			}
 			row := Row{Key: []byte(k)}
 			if !rg.KeysOnly {
-				row.Value = bytes.Clone(r.rows[k])
+				row.Value = bytes.Clone(v)
 			}
 			ok := yield(row, nil)
 			// Whoever kept the slices sees garbage from here on.
 			scribble(row.Key)
 			scribble(row.Value)
-			if !ok {
-				return
+			return ok
+		}
+		from, to := string(rg.From), string(rg.To)
+		if !rg.Reverse {
+			r.rows.Ascend(from, func(k string, v []byte) bool {
+				return (rg.To == nil || k < to) && give(k, v)
+			})
+			return
+		}
+		down := func(k string, v []byte) bool {
+			if rg.To != nil && k == to {
+				return true // the bound itself is not in the range
 			}
+			return k >= from && give(k, v)
+		}
+		if rg.To == nil {
+			r.rows.Reverse(down)
+		} else {
+			r.rows.Descend(to, down)
 		}
 	}
 }
