@@ -27,8 +27,10 @@ import (
 
 const (
 	// uploadBuffer is the piece in which bytes go from the network to the
-	// hash and the disk, at the same time.
+	// hash and the disk, at the same time. The first one is small, so that a
+	// client that begins and then stands still costs little.
 	uploadBuffer = 1 << 20
+	firstBuffer  = 32 << 10
 
 	// uploadAhead is how many such pieces may wait.
 	uploadAhead = 3
@@ -390,10 +392,12 @@ func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) 
 	defer close(stop)
 	go func() {
 		defer close(pieces)
-		body := c.Body
+		body, largest := c.Body, uploadBuffer
 		if c.Size >= 0 {
 			body = io.LimitReader(body, c.Size)
+			largest = int(min(uploadBuffer, max(c.Size, 512)))
 		}
+		size := min(firstBuffer, largest)
 		for {
 			var buf []byte
 			select {
@@ -401,13 +405,11 @@ func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) 
 			case <-stop:
 				return
 			}
-			if buf == nil {
-				size := int64(uploadBuffer)
-				if c.Size >= 0 {
-					size = min(size, max(c.Size, 512))
-				}
+			if cap(buf) < size {
 				buf = make([]byte, size)
 			}
+			buf = buf[:cap(buf)]
+			size = min(2*size, largest)
 			n, err := io.ReadFull(body, buf)
 			if err == io.ErrUnexpectedEOF && n > 0 {
 				// Either the end of the body, or of the connection: asking

@@ -35,6 +35,9 @@ import (
 // shutdownGrace is how long requests may go on after the server was told to stop.
 const shutdownGrace = 30 * time.Second
 
+// stall is how long a client may send or take nothing.
+const stall = time.Minute
+
 // retryOpen is how often a server that found a full disk looks again.
 const retryOpen = time.Second
 
@@ -274,7 +277,7 @@ func (s *server) assemble(ctx context.Context, m *metrics) (http.Handler, error)
 	// A page of somebody else's can make a browser call a server that trusts
 	// whoever is on this machine, under any name; one that asks for a password
 	// may have any name.
-	return oci.Guard(mux, oci.GuardOptions{Hosts: s.opt.hosts, AnyHost: s.opt.unsafeOpen || s.security.authenticator != nil}), nil
+	return oci.Guard(oci.Patience(mux, stall), oci.GuardOptions{Hosts: s.opt.hosts, AnyHost: s.opt.unsafeOpen || s.security.authenticator != nil}), nil
 }
 
 // stored is an open data folder. Fields are in the order in which they are

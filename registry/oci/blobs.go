@@ -32,95 +32,46 @@ func (s *server) getBlob(c *call) error {
 	if f, ok := store.FileOf(b); ok {
 		content = f
 	}
-	w := &deadlines{ResponseWriter: c.w, control: http.NewResponseController(c.w), stall: s.Stall, seen: &c.seen}
-	w.renew()
-	// A deadline outlives its request on a connection that is kept alive.
-	defer w.control.SetWriteDeadline(time.Time{})
-	http.ServeContent(w, c.Request, "", time.Time{}, content)
+	http.ServeContent(&counted{c.w, &c.seen}, c.Request, "", time.Time{}, content)
 	return nil
 }
 
-// deadlines renews the write deadline before each write, so that a client may
-// be slow but not stand still. It passes ReadFrom on, in pieces: a wrapper
-// that hid it would cost sendfile.
-type deadlines struct {
+// counted counts what is sent. It passes ReadFrom on, or sendfile would be lost.
+type counted struct {
 	http.ResponseWriter
-	control *http.ResponseController
-	stall   time.Duration
-	seen    *Observation
+	seen *Observation
 }
 
 // WriteHeader notes the status that http.ServeContent chose.
-func (w *deadlines) WriteHeader(status int) {
+func (w *counted) WriteHeader(status int) {
 	w.seen.Status = status
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *deadlines) renew() { w.control.SetWriteDeadline(time.Now().Add(w.stall)) }
-
-func (w *deadlines) Write(p []byte) (int, error) {
-	w.renew()
+func (w *counted) Write(p []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(p)
 	w.seen.Sent += int64(n)
 	return n, err
 }
 
-// Unwrap is for http.ResponseController.
-func (w *deadlines) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// sendPiece is how much is handed to sendfile under one deadline.
-const sendPiece = 64 << 20
-
 // ReadFrom implements io.ReaderFrom.
-func (w *deadlines) ReadFrom(src io.Reader) (n int64, err error) {
-	rf, ok := w.ResponseWriter.(io.ReaderFrom)
-	if !ok {
-		return io.Copy(struct{ io.Writer }{w}, src)
-	}
-	// ServeContent gives an *io.LimitedReader over the file, and net/http
-	// looks for exactly that.
-	limited, ok := src.(*io.LimitedReader)
-	if !ok {
-		w.renew()
-		n, err = rf.ReadFrom(src)
-		w.seen.Sent += n
-		return n, err
-	}
-	for limited.N > 0 {
-		piece := min(limited.N, sendPiece)
-		w.renew()
-		m, err := rf.ReadFrom(&io.LimitedReader{R: limited.R, N: piece})
-		n += m
-		w.seen.Sent += m
-		limited.N -= m
-		if err != nil || m < piece {
-			return n, err
-		}
-	}
-	return n, nil
+func (w *counted) ReadFrom(src io.Reader) (n int64, err error) {
+	n, err = io.Copy(w.ResponseWriter, src)
+	w.seen.Sent += n
+	return n, err
 }
 
-// body is the request's body with a deadline that each read renews.
-func (s *server) body(c *call) io.Reader {
-	return &stalling{c.Body, http.NewResponseController(c.w), s.Stall, &c.received}
-}
+// body is the request's body, and counts what is read of it.
+func (s *server) body(c *call) io.Reader { return &countedBody{c.Body, &c.received} }
 
-type stalling struct {
+type countedBody struct {
 	io.Reader
-	control *http.ResponseController
-	stall   time.Duration
-	count   *atomic.Int64
+	count *atomic.Int64
 }
 
-func (r *stalling) Read(p []byte) (int, error) {
-	r.control.SetReadDeadline(time.Now().Add(r.stall))
+func (r *countedBody) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
 	r.count.Add(int64(n))
-	if err == io.EOF {
-		// The body is over. net/http goes on reading, to learn whether the
-		// client goes away while the answer is made, and that may take longer.
-		r.control.SetReadDeadline(time.Time{})
-	}
 	return n, err
 }
 

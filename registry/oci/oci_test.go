@@ -56,7 +56,7 @@ func newHouse(t testing.TB, blobs store.Blobs) *house {
 	if h.registry, err = registry.Open(t.Context(), registry.Options{DB: h.db, Blobs: blobs, Identity: id}); err != nil {
 		t.Fatal(err)
 	}
-	h.Server = httptest.NewServer(Guard(Handler(Options{
+	h.Server = httptest.NewServer(Guard(Patience(Handler(Options{
 		Registry: h.registry,
 		Authenticate: func(r *http.Request) (access.Actor, error) {
 			if r.Header.Get("X-Test-Nobody") != "" {
@@ -64,7 +64,7 @@ func newHouse(t testing.TB, blobs store.Blobs) *house {
 			}
 			return access.Anonymous(true), nil
 		},
-	}), GuardOptions{}))
+	}), time.Minute), GuardOptions{}))
 	t.Cleanup(func() {
 		h.Server.Close()
 		report, err := h.registry.Fsck(context.Background())
@@ -403,10 +403,10 @@ func TestTruncatedBody(t *testing.T) {
 func TestDeadlines(t *testing.T) {
 	h := newHouse(t, store.NewMemBlobs())
 	d := digest.FromString("hello")
-	server := httptest.NewServer(Handler(Options{
-		Registry: h.registry, Stall: 150 * time.Millisecond, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	server := httptest.NewServer(Patience(Handler(Options{
+		Registry: h.registry, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Authenticate: func(*http.Request) (access.Actor, error) { return access.Anonymous(true), nil },
-	}))
+	}), 150*time.Millisecond))
 	defer server.Close()
 	slow := &house{Server: server, registry: h.registry, db: h.db, blobs: h.blobs}
 	slow.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(d), body: "hello", status: 201})

@@ -2,8 +2,8 @@
 // new on its main branch) over HTTP for a [registry.Registry].
 //
 // Handlers return errors; errors.go is the one place that turns them into
-// status codes. Bodies have progress deadlines instead of limits on a whole
-// request: an upload may take a day, as long as bytes keep coming.
+// status codes. Requests have progress deadlines ([Patience]) instead of limits
+// on the whole: an upload may take a day, as long as bytes keep coming.
 package oci
 
 import (
@@ -34,9 +34,6 @@ type Options struct {
 
 	// Observe is told of each request when it is over; nil tells nobody.
 	Observe func(Observation)
-
-	// Stall is how long a client may send or take nothing; 0 is a minute.
-	Stall time.Duration
 }
 
 // An Observation is what happened to one request.
@@ -55,9 +52,6 @@ type server struct {
 func Handler(opt Options) http.Handler {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
-	}
-	if opt.Stall == 0 {
-		opt.Stall = time.Minute
 	}
 	return &server{opt}
 }

@@ -5,19 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
 )
 
-const (
-	// maxHave bounds the list of what a client has already: 3.5 million digests.
-	maxHave = 256 << 20
-
-	// backupStall is how long a client may take nothing.
-	backupStall = time.Minute
-)
+// maxHave bounds the list of what a client has already: 3.5 million digests.
+const maxHave = 256 << 20
 
 // Backup answers POST with a backup of the registry, as a tar archive. The
 // body may list digests, one a line, of blobs that the client has already and
@@ -48,8 +42,7 @@ func Backup(opt Options) http.Handler {
 			s.fail(w, r, fmt.Errorf("%w: %w", errRequest, err))
 			return
 		}
-		out := &archive{ResponseWriter: w, control: http.NewResponseController(w)}
-		defer out.control.SetWriteDeadline(time.Time{})
+		out := &archive{ResponseWriter: w}
 		tail, err := s.Registry.Backup(r.Context(), actor, out, func(d digest.Digest) bool { return have[d] })
 		switch {
 		case err == nil:
@@ -64,18 +57,16 @@ func Backup(opt Options) http.Handler {
 	})
 }
 
-// archive is the answer, with a deadline that each write renews.
+// archive is the answer, and counts what is sent of it.
 type archive struct {
 	http.ResponseWriter
-	control *http.ResponseController
-	sent    int64
+	sent int64
 }
 
 func (a *archive) Write(p []byte) (int, error) {
 	if a.sent == 0 {
 		a.Header().Set("Content-Type", "application/x-tar")
 	}
-	a.control.SetWriteDeadline(time.Now().Add(backupStall))
 	n, err := a.ResponseWriter.Write(p)
 	a.sent += int64(n)
 	return n, err
