@@ -32,6 +32,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/assay-dev/assay/store"
+	"github.com/assay-dev/assay/store/badger"
 )
 
 // The stories in testdata run the real program, the real clients (oras, crane
@@ -109,7 +112,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
-			"certificate": certificate, "served": served,
+			"certificate": certificate, "served": served, "schema": schema,
 		},
 	})
 }
@@ -246,6 +249,25 @@ func flip(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.Chmod(name, 0o600))
 	ts.Check(os.WriteFile(name, data, 0o600))
 	ts.Check(os.Chmod(name, 0o400))
+}
+
+// schema FOLDER makes the data a newer program's.
+func schema(ts *testscript.TestScript, neg bool, args []string) {
+	db, err := badger.Open(ts.MkAbs(filepath.Join(args[0], "db")), badger.Options{})
+	ts.Check(err)
+	defer db.Close()
+	ts.Check(db.Update(context.Background(), func(r store.Reader) (b store.Batch, err error) {
+		for row, err := range r.Scan(store.Prefix([]byte("schema"))) {
+			if err != nil {
+				return b, err
+			}
+			b.Set(bytes.Clone(row.Key), []byte("99"))
+		}
+		if b.Len() != 1 {
+			err = fmt.Errorf("%d rows tell the schema version", b.Len())
+		}
+		return b, err
+	}))
 }
 
 // address is one of this machine's that is not loopback, if it has one.
