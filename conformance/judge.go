@@ -42,9 +42,9 @@ func Judge(r *Replayed) (attest.Report, error) {
 	if err := r.Plan.Validate(); err != nil {
 		return attest.Report{}, err
 	}
-	protocol, ok := protocols[r.Plan.Target.Protocol]
-	if !ok {
-		return attest.Report{}, fmt.Errorf("protocol %q cannot be judged", r.Plan.Target.Protocol)
+	protocol, err := protocolOf(r.Plan.Target)
+	if err != nil {
+		return attest.Report{}, err
 	}
 	j := &judge{r: r, protocol: protocol, flips: map[[2]string]int{}, slices: map[string]*attest.SliceCount{}}
 	j.report = attest.Report{
@@ -174,7 +174,8 @@ func (j *judge) cases() {
 		if len(list) > 1 {
 			count.Retried++
 		}
-		if err := whole(c, list); err != nil {
+		request, err := requestDigest(j.r.Suite, j.protocol, c, j.r.Plan.Target)
+		if err := errors.Join(err, whole(request, list)); err != nil {
 			count.Damaged++
 			j.example(c.ID, "damaged record", err.Error())
 			continue
@@ -188,7 +189,7 @@ func (j *judge) cases() {
 }
 
 // whole checks that the attempts at a case hold together.
-func whole(c attest.Case, list []attest.Observation) error {
+func whole(request string, list []attest.Observation) error {
 	for i, o := range list {
 		if err := o.Validate(); err != nil {
 			return err
@@ -196,7 +197,7 @@ func whole(c attest.Case, list []attest.Observation) error {
 		if o.Attempt != i+1 {
 			return fmt.Errorf("attempt %d is missing", i+1)
 		}
-		if o.Request != c.Request {
+		if o.Request != request {
 			return fmt.Errorf("attempt %d sent other bytes than the golden input", o.Attempt)
 		}
 	}
@@ -212,7 +213,7 @@ func (j *judge) first(c attest.Case, o attest.Observation) {
 		j.example(c.ID, o.Error.Class, o.Error.Message)
 		return
 	}
-	a, err := j.protocol.Decode(q, o.Status, o.Response)
+	a, err := j.protocol.Decode(q, responseOf(o))
 	var wrong *target.Wrong
 	switch {
 	case errors.As(err, &wrong) && wrong.Class == "http":

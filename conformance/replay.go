@@ -143,8 +143,8 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 // attempt asks one question, and again as often as the plan allows while no
 // answer comes. The verdict looks at the first attempt only.
 func attempt(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target, c attest.Case, j *journal) error {
-	q, inputs, _ := s.question(c, plan.Target)
-	request, err := tg.Encode(c.ID, inputs, q.Outputs)
+	q, _, _ := s.question(c, plan.Target)
+	request, err := tg.Encode(q)
 	if err != nil {
 		return fmt.Errorf("case %s: %w", c.ID, err)
 	}
@@ -157,7 +157,10 @@ func attempt(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target, 
 		}
 		o := attest.Observation{
 			Case: c.ID, Attempt: n, Request: string(digest.FromBytes(request)),
-			SentAt: x.Sent, ReceivedAt: x.Received, Status: x.Status, Response: x.Response,
+			SentAt: x.Sent, ReceivedAt: x.Received, Status: x.Status, Header: x.Header, Response: x.Body,
+		}
+		for _, a := range x.Arrivals {
+			o.Arrivals = append(o.Arrivals, attest.Arrival{Bytes: a.Bytes, Micros: a.After.Microseconds()})
 		}
 		if x.Failure != nil {
 			o.Error = &attest.ObservationError{Class: x.Failure.Class, Message: x.Failure.Message}
@@ -188,12 +191,18 @@ func preflight(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target
 	check("answers", true, strings.TrimSpace(d.Server+" "+d.ServerVersion+" "+d.Platform))
 	check("serves the version", plan.Target.Version == "" || slices.Contains(d.Versions, plan.Target.Version),
 		fmt.Sprintf("it declares %s with versions %v", d.Model, d.Versions))
+	if p, ok := tg.(target.Prober); ok {
+		q, _, _ := s.question(s.Cases[0], plan.Target)
+		for _, c := range p.Probe(ctx, q) {
+			check(c.Name, c.Passed, c.Detail)
+		}
+	}
 	same := func(a, b []compare.Tensor) bool {
 		return slices.EqualFunc(a, b, func(x, y compare.Tensor) bool { return string(x.Bits) == string(y.Bits) })
 	}
 	ask := func(c attest.Case) ([]compare.Tensor, error) {
-		q, inputs, _ := s.question(c, plan.Target)
-		request, err := tg.Encode(c.ID, inputs, q.Outputs)
+		q, _, _ := s.question(c, plan.Target)
+		request, err := tg.Encode(q)
 		if err != nil {
 			return nil, err
 		}
@@ -201,7 +210,7 @@ func preflight(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target
 		if x.Failure != nil {
 			return nil, x.Failure
 		}
-		a, err := tg.Decode(q, x.Status, x.Response)
+		a, err := tg.Decode(q, x.Response)
 		if err != nil {
 			return nil, err
 		}

@@ -32,20 +32,8 @@ import (
 	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/conformance/stats"
 	"github.com/assay-dev/assay/conformance/target"
-	"github.com/assay-dev/assay/conformance/target/oip"
 	"github.com/assay-dev/assay/verify/attest"
 )
-
-// protocols are those that can be judged, by their name in documents.
-var protocols = map[string]target.Protocol{oip.Name: oip.Protocol{}}
-
-// Open connects to the target an environment document names.
-func Open(t attest.Target) (target.Target, error) {
-	if t.Protocol != oip.Name {
-		return nil, fmt.Errorf("protocol %q is not known; use %s", t.Protocol, oip.Name)
-	}
-	return oip.New(t)
-}
 
 // A Suite is golden inputs and what the reference answered.
 type Suite struct {
@@ -303,7 +291,8 @@ type recorder struct {
 
 // ask asks one question and takes nothing but an answer.
 func (r *recorder) ask(id string, inputs []compare.Tensor) (request []byte, outputs []compare.Tensor, err error) {
-	request, err = r.tg.Encode(id, inputs, r.outputs)
+	q := target.Question{ID: id, Model: r.opt.Target.Model, Version: r.opt.Target.Version, Inputs: inputs, Outputs: r.outputs}
+	request, err = r.tg.Encode(q)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -313,7 +302,7 @@ func (r *recorder) ask(id string, inputs []compare.Tensor) (request []byte, outp
 	if x.Failure != nil {
 		return nil, nil, x.Failure
 	}
-	a, err := r.tg.Decode(target.Question{ID: id, Model: r.opt.Target.Model, Version: r.opt.Target.Version, Outputs: r.outputs}, x.Status, x.Response)
+	a, err := r.tg.Decode(q, x.Response)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -454,6 +443,7 @@ func (s *Suite) question(c attest.Case, t attest.Target) (q target.Question, inp
 	for _, i := range s.Document.Inputs {
 		inputs = append(inputs, s.Tensors[c.InputTensor(i.Name)])
 	}
+	q.Inputs = inputs
 	for _, o := range s.Document.Outputs {
 		q.Outputs = append(q.Outputs, o.Name)
 		golden = append(golden, s.Tensors[c.OutputTensor(o.Name)])

@@ -180,10 +180,13 @@ func stop(ts *testscript.TestScript, neg bool, args []string) {
 func environment(ts *testscript.TestScript, neg bool, args []string) {
 	program, err := modelServer()
 	ts.Check(err)
-	file := args[0] + ".port"
+	file, grpcFile := args[0]+".port", args[0]+".grpc-port"
 	os.Remove(ts.MkAbs(file))
-	start(ts, program, append([]string{"--model", filepath.Join(ts.Getenv("MODELS"), args[1]), "--name", "credit", "--version", "1.4.0", "--port-file", ts.MkAbs(file), "--threads", "1"}, args[2:]...)...)
+	start(ts, program, append([]string{"--model", filepath.Join(ts.Getenv("MODELS"), args[1]), "--name", "credit", "--version", "1.4.0", "--threads", "1",
+		"--grpc-addr", "127.0.0.1:0", "--grpc-port-file", ts.MkAbs(grpcFile), "--port-file", ts.MkAbs(file)}, args[2:]...)...)
+	// The file of REST is written last.
 	ts.Setenv(args[0], "http://"+await(ts, file))
+	ts.Setenv(args[0]+"_GRPC", "grpc://"+await(ts, grpcFile))
 }
 
 // exits is status CODE COMMAND...: it runs a command that must end with that status.

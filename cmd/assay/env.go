@@ -16,7 +16,6 @@ import (
 
 	"github.com/assay-dev/assay/conformance"
 	"github.com/assay-dev/assay/conformance/fingerprint"
-	"github.com/assay-dev/assay/conformance/target/oip"
 	pb "github.com/assay-dev/assay/proto/assay/v1"
 	"github.com/assay-dev/assay/verify/attest"
 )
@@ -37,7 +36,7 @@ func newEnvCommand(g *globals) *cobra.Command {
 }
 
 func newEnvRegisterCommand(g *globals) *cobra.Command {
-	var t attest.Target
+	var flags targetFlags
 	var labels map[string]string
 	var local bool
 	c := &cobra.Command{
@@ -49,6 +48,10 @@ since the last time, its document stays the one it was, and so do certificates.`
 		Example: "  assay env register prod-eu --url http://10.1.2.3:8000 --model credit --version 1.4.0 --label region=eu-central-1",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			t, err := flags.target()
+			if err != nil {
+				return err
+			}
 			tg, err := conformance.Open(t)
 			if err != nil {
 				return err
@@ -87,10 +90,7 @@ since the last time, its document stays the one it was, and so do certificates.`
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&t.Protocol, "protocol", oip.Name, "how it is spoken to")
-	f.StringVar(&t.URL, "url", "", "where it is reached")
-	f.StringVar(&t.Model, "model", "", "the model's name there")
-	f.StringVar(&t.Version, "version", "", "the version that must answer")
+	flags.register(f, "model")
 	f.StringToStringVar(&labels, "label", nil, "labels, KEY=VALUE")
 	f.BoolVar(&local, "local", false, "the model is served on this machine: add what can be seen of it")
 	c.MarkFlagRequired("url")

@@ -11,7 +11,6 @@ import (
 
 	"github.com/assay-dev/assay/conformance"
 	"github.com/assay-dev/assay/conformance/stats"
-	"github.com/assay-dev/assay/conformance/target/oip"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -29,7 +28,7 @@ func newSuiteCommand(g *globals) *cobra.Command {
 
 type suiteOptions struct {
 	cases, model, classification string
-	target                       attest.Target
+	target                       targetFlags
 	margin, alpha, beta          float64
 	allowed, border              int
 	labels                       []string
@@ -62,10 +61,7 @@ The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
 	f.StringVar(&o.cases, "cases", "", "the file with the cases (JSON lines)")
 	f.StringVar(&o.model, "model", "", "the model version that the reference serves")
 	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
-	f.StringVar(&o.target.Protocol, "protocol", oip.Name, "how the reference is spoken to")
-	f.StringVar(&o.target.URL, "url", "", "where the reference is reached")
-	f.StringVar(&o.target.Model, "name", "", "the model's name there")
-	f.StringVar(&o.target.Version, "version", "", "the version that must answer")
+	o.target.register(f, "name")
 	f.Float64Var(&o.margin, "margin", 0.01, "the flip rate that a certificate excludes")
 	f.Float64Var(&o.alpha, "alpha", 0.05, "the probability of certifying an environment at the margin")
 	f.Float64Var(&o.beta, "beta", 0.2, "the probability by which the detectable rate is stated")
@@ -122,12 +118,16 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 	if err := criteria.Validate(); err != nil {
 		return usagef("%w", err)
 	}
-	tg, err := conformance.Open(o.target)
+	reference, err := o.target.target()
+	if err != nil {
+		return err
+	}
+	tg, err := conformance.Open(reference)
 	if err != nil {
 		return err
 	}
 	opt := conformance.RecordOptions{
-		Name: repo.Reference.Repository + ":" + tag, Model: attest.ResourceOf("", model.Digest), Target: o.target, Candidates: candidates,
+		Name: repo.Reference.Repository + ":" + tag, Model: attest.ResourceOf("", model.Digest), Target: reference, Candidates: candidates,
 		Claim: n, Border: o.border, Criteria: criteria, DataClassification: o.classification, Clock: time.Now,
 	}
 	bar := g.progress("recording", int64(opt.Requests()), false)

@@ -30,6 +30,22 @@ type Target struct {
 	URL      string `json:"url"`
 	Model    string `json:"model"`
 	Version  string `json:"version,omitempty"`
+
+	// Options are what else the protocol has to know, such as where in an
+	// answer the output is: a JSON object, as text. It holds no secret.
+	Options string `json:"options,omitempty"`
+}
+
+// ReadOptions reads the options into v, strictly; without options v stays as
+// it is.
+func (t Target) ReadOptions(v any) error {
+	if t.Options == "" {
+		return nil
+	}
+	if err := Unmarshal([]byte(t.Options), v); err != nil {
+		return fmt.Errorf("options of protocol %s: %w", t.Protocol, err)
+	}
+	return nil
 }
 
 // Assurance says how a fingerprint field is known.
@@ -137,6 +153,7 @@ func (e Environment) flat() map[string]string {
 	m := map[string]string{
 		"name": e.Name, "target.protocol": e.Target.Protocol, "target.url": e.Target.URL,
 		"target.model": e.Target.Model, "target.version": e.Target.Version,
+		"target.options": e.Target.Options,
 	}
 	for k, v := range e.Labels {
 		m["label."+k] = v

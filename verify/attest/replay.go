@@ -57,12 +57,25 @@ type Observation struct {
 	SentAt     time.Time `json:"sentAt"`
 	ReceivedAt time.Time `json:"receivedAt"`
 
-	// Status and Response are the answer, if one came whole.
-	Status   int    `json:"status,omitempty"`
-	Response []byte `json:"response,omitempty"`
+	// Status, Header and Response are the answer, if one came whole. Header
+	// has what decoding needs and what is evidence, by canonical name. Beside
+	// an error, Response is what had arrived until then.
+	Status   int               `json:"status,omitempty"`
+	Header   map[string]string `json:"header,omitempty"`
+	Response []byte            `json:"response,omitempty"`
+
+	// Arrivals say when the bytes of a stream came.
+	Arrivals []Arrival `json:"arrivals,omitempty"`
 
 	// Error is why none did.
 	Error *ObservationError `json:"error,omitempty"`
+}
+
+// An Arrival is a moment in a stream: so many bytes of the response were there
+// so many microseconds after the question was sent.
+type Arrival struct {
+	Bytes  int   `json:"bytes"`
+	Micros int64 `json:"micros"`
 }
 
 // An ObservationError is a failure to get an answer.
@@ -88,6 +101,13 @@ func (o Observation) Validate() error {
 		return fmt.Errorf("observation of %s: its error is incomplete", o.Case)
 	case o.Error != nil && o.Status != 0:
 		return fmt.Errorf("observation of %s: it has both an answer and an error", o.Case)
+	}
+	last := Arrival{}
+	for _, a := range o.Arrivals {
+		if a.Bytes <= last.Bytes || a.Bytes > len(o.Response) || a.Micros < last.Micros {
+			return fmt.Errorf("observation of %s: the arrivals of its stream are not in order", o.Case)
+		}
+		last = a
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
-// Gomlx-oip serves an ONNX model over the Open Inference Protocol v2 (REST),
-// computed in pure Go. It is one of the example's deployment environments, and
+// Gomlx-oip serves an ONNX model over the Open Inference Protocol v2 (REST with
+// tensors as JSON or bytes, and gRPC), computed in pure Go. It is one of the example's deployment environments, and
 // can be made wrong on purpose: see the flags.
 package main
 
@@ -30,6 +30,8 @@ func run(args []string) error {
 	addr := f.String("addr", "127.0.0.1:0", "where to listen")
 	dir := f.String("model", "", "the folder with model.onnx and preprocess.json")
 	portFile := f.String("port-file", "", "write host:port to this file once ready")
+	grpcAddr := f.String("grpc-addr", "", "where to listen for gRPC; empty: nowhere")
+	grpcPortFile := f.String("grpc-port-file", "", "write host:port of gRPC to this file once ready")
 	threads := f.Int("threads", 0, "how many threads the backend may use; 0 is its default")
 	int8 := f.Bool("int8", false, "round every weight to int8")
 	canary := f.String("canary", "", "a folder with another version of the model …")
@@ -39,6 +41,7 @@ func run(args []string) error {
 	f.StringVar(&o.version, "version", "1", "the version that answers claim")
 	f.BoolVar(&o.raw, "no-normalise", false, "forget to normalise the input")
 	f.BoolVar(&o.permute, "permute-classes", false, "answer with the classes in another order")
+	f.Float64Var(&o.shift, "shift-score", 0, "add this to the second of two probabilities, as if the threshold lay that much lower")
 	f.StringVar(&o.fail, "fail", "", "answer badly: "+strings.Join(failures, ", "))
 	f.IntVar(&o.failEvery, "fail-every", 1, "on each n-th request")
 	if err := f.Parse(args); err != nil {
@@ -73,21 +76,30 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	if *portFile != "" {
-		if err := os.WriteFile(*portFile+".partial", []byte(l.Addr().String()+"\n"), 0o644); err != nil {
+	handler := &server{options: o}
+	s := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	g := newGRPC(handler)
+	if *grpcAddr != "" {
+		l, err := net.Listen("tcp", *grpcAddr)
+		if err != nil {
 			return err
 		}
-		if err := os.Rename(*portFile+".partial", *portFile); err != nil {
+		go g.Serve(l)
+		log.Printf("serving %s %s on grpc://%s", o.name, o.version, l.Addr())
+		if err := writePort(*grpcPortFile, l.Addr()); err != nil {
 			return err
 		}
 	}
-	s := &http.Server{Handler: &server{options: o}, ReadHeaderTimeout: 10 * time.Second}
+	if err := writePort(*portFile, l.Addr()); err != nil {
+		return err
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	go func() {
 		<-ctx.Done()
 		end, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
+		g.Stop()
 		s.Shutdown(end)
 	}()
 	log.Printf("serving %s %s on http://%s", o.name, o.version, l.Addr())
@@ -95,4 +107,15 @@ func run(args []string) error {
 		return err
 	}
 	return nil
+}
+
+// writePort writes an address to a file that is never seen half written.
+func writePort(file string, address net.Addr) error {
+	if file == "" {
+		return nil
+	}
+	if err := os.WriteFile(file+".partial", []byte(address.String()+"\n"), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(file+".partial", file)
 }

@@ -1,0 +1,201 @@
+// Package wire carries questions over HTTP: once, within bounds, and with
+// every byte of the answer kept. It is what the adapters that speak HTTP have
+// in common.
+package wire
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/assay-dev/assay/conformance/target"
+)
+
+// MaxResponse bounds an answer, in bytes.
+const MaxResponse = 64 << 20
+
+// evidence are the response headers that are kept: what decoding needs, when
+// to come again, who answered, and whether it was a store.
+var evidence = []string{
+	"Content-Type", "Inference-Header-Content-Length", "Retry-After", "Server", "Age", "X-Cache", "Cf-Cache-Status",
+	"X-Request-Id", "Openai-Version", "Openai-Processing-Ms", "X-Ratelimit-Remaining-Requests", "X-Ratelimit-Reset-Requests",
+	"Azureml-Model-Deployment", "X-Amzn-Invoked-Production-Variant", "X-Vertex-Ai-Deployed-Model-Id",
+}
+
+// A Client sends requests to one environment.
+type Client struct {
+	http  *http.Client
+	token string
+}
+
+// NewClient returns a client. tokenFrom, unless empty, names the environment
+// variable with the bearer token: no document holds a secret.
+func NewClient(tokenFrom string) (*Client, error) {
+	c := &Client{http: &http.Client{
+		// A redirect would be another server than the one that is measured.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			Proxy:       http.ProxyFromEnvironment,
+			DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+			// The bytes that are kept are those that were sent.
+			DisableCompression:  true,
+			MaxIdleConnsPerHost: 64,
+			ForceAttemptHTTP2:   true,
+		},
+	}}
+	if tokenFrom != "" {
+		if c.token = os.Getenv(tokenFrom); c.token == "" {
+			return nil, fmt.Errorf("the environment variable %s, which has the bearer token of this target, is empty; set it", tokenFrom)
+		}
+	}
+	return c, nil
+}
+
+// Base checks the address of an environment and returns it without a slash at
+// its end.
+func Base(address string) (string, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return "", fmt.Errorf("target url %q: write http://HOST:PORT", address)
+	}
+	if u.User != nil {
+		return "", fmt.Errorf("target url: it has a password in it, which would be published; name the variable with the token in the options")
+	}
+	return strings.TrimSuffix(address, "/"), nil
+}
+
+// Send makes one request. What went out is never sent again: a connection that
+// breaks is a failure, and recorded as one.
+func (c *Client) Send(ctx context.Context, method, address string, header map[string]string, body []byte) target.Exchange {
+	x := target.Exchange{Sent: time.Now().UTC()}
+	fail := func(class string, err error) target.Exchange {
+		x.Received = time.Now().UTC()
+		var n net.Error
+		if ctx.Err() != nil || errors.As(err, &n) && n.Timeout() {
+			class = "timeout"
+		}
+		x.Status, x.Header, x.Arrivals = 0, nil, nil
+		x.Failure = &target.Failure{Class: class, Message: err.Error()}
+		return x
+	}
+	// net/http sends a POST again only if nothing of it was written before.
+	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(body))
+	if err != nil {
+		return fail("connection", err)
+	}
+	for k, v := range header {
+		req.Header.Set(k, v)
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fail("connection", err)
+	}
+	defer resp.Body.Close()
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	stream := media == "text/event-stream" || media == "application/x-ndjson" || media == "application/jsonl"
+	var buf bytes.Buffer
+	if resp.ContentLength > 0 && resp.ContentLength <= MaxResponse {
+		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
+	}
+	piece := make([]byte, 32<<10)
+	for {
+		n, err := resp.Body.Read(piece)
+		buf.Write(piece[:n])
+		if n > 0 && stream {
+			x.Arrivals = append(x.Arrivals, target.Arrival{Bytes: buf.Len(), After: time.Since(x.Sent)})
+		}
+		if buf.Len() > MaxResponse {
+			return fail("too-large", fmt.Errorf("the answer has more than %d bytes", MaxResponse))
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			x.Body = buf.Bytes()
+			return fail("truncated", err)
+		}
+	}
+	if buf.Len() == 0 {
+		return fail("truncated", fmt.Errorf("status %d with an empty answer", resp.StatusCode))
+	}
+	x.Received, x.Status, x.Body = time.Now().UTC(), resp.StatusCode, buf.Bytes()
+	for _, name := range evidence {
+		if v := resp.Header.Get(name); v != "" {
+			if x.Header == nil {
+				x.Header = map[string]string{}
+			}
+			x.Header[name] = v
+		}
+	}
+	return x
+}
+
+// Get fetches a small JSON document into out; nil discards it.
+func (c *Client) Get(ctx context.Context, address string, out any) error {
+	x := c.Send(ctx, http.MethodGet, address, map[string]string{"Accept": "application/json"}, nil)
+	if x.Failure != nil {
+		// "ready" may have any body, or none.
+		if out == nil && x.Failure.Class == "truncated" && strings.HasPrefix(x.Failure.Message, "status 200 ") {
+			return nil
+		}
+		return fmt.Errorf("GET %s: %w", address, x.Failure)
+	}
+	if x.Status != http.StatusOK {
+		return &StatusError{Address: address, Status: x.Status, Body: string(x.Body[:min(len(x.Body), 200)])}
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(x.Body, out); err != nil {
+		return fmt.Errorf("GET %s: %w", address, err)
+	}
+	return nil
+}
+
+// A StatusError is an answer to Get that is no success.
+type StatusError struct {
+	Address string
+	Status  int
+	Body    string
+}
+
+func (e *StatusError) Error() string {
+	return fmt.Sprintf("GET %s: %d %s: %s", e.Address, e.Status, http.StatusText(e.Status), e.Body)
+}
+
+// Check returns why a response cannot be the model's own answer, whatever is
+// in it: a status that is no success, or a store that answered.
+func Check(r target.Response) error {
+	if r.Status != http.StatusOK {
+		after := ""
+		if v := r.Header["Retry-After"]; v != "" {
+			after = ", to be asked again after " + v
+		}
+		return target.Wrongf("http", "status %d%s: %.200q", r.Status, after, r.Body)
+	}
+	// "The presence of an Age header field implies that the response was not
+	// generated or validated by the origin server for this request" (RFC 9111,
+	// section 5.1).
+	if v, ok := r.Header["Age"]; ok {
+		return target.Wrongf("cached", "the answer was stored %s s ago", v)
+	}
+	for _, name := range []string{"X-Cache", "Cf-Cache-Status"} {
+		if v := strings.ToUpper(r.Header[name]); strings.HasPrefix(v, "HIT") {
+			return target.Wrongf("cached", "%s says %s", name, r.Header[name])
+		}
+	}
+	return nil
+}
