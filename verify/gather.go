@@ -55,6 +55,10 @@ type Evidence struct {
 	// Facts are sorted by what they are about, then by referrer.
 	Facts []Fact `json:"facts"`
 
+	// Quorums are how many holders have to state what needs a role, where
+	// that is more than one.
+	Quorums map[Role]int `json:"quorums,omitempty"`
+
 	// Incomplete says why not everything could be read; "" if it was. A gate
 	// takes incomplete evidence as none.
 	Incomplete string `json:"incomplete,omitempty"`
@@ -79,6 +83,10 @@ type Fact struct {
 	Remedy   string `json:"remedy,omitempty"`
 	Identity string `json:"identity,omitempty"`
 	Role     Role   `json:"role,omitempty"`
+
+	// Holder is whose identity it is, and Signed when it was signed.
+	Holder string `json:"holder,omitempty"`
+	Signed *Time  `json:"signed,omitempty"`
 
 	verified *Verified
 }
@@ -111,8 +119,16 @@ func Gather(ctx context.Context, src Source, subject digest.Digest, opt GatherOp
 	if opt.Trust == nil {
 		opt.Trust = NoTrust()
 	}
-	g := &gatherer{src: src, opt: opt, seen: map[digest.Digest]bool{}}
 	ev := &Evidence{Subject: subject, Repository: opt.Repository, Trust: opt.Trust.Digest(), Facts: []Fact{}}
+	for _, role := range Roles {
+		if n := opt.Trust.Quorum(role, opt.Repository); n > 1 {
+			if ev.Quorums == nil {
+				ev.Quorums = map[Role]int{}
+			}
+			ev.Quorums[role] = n
+		}
+	}
+	g := &gatherer{src: src, opt: opt, seen: map[digest.Digest]bool{}}
 	if err := g.about(ctx, subject); err != nil {
 		return nil, err
 	}
@@ -207,6 +223,7 @@ func (g *gatherer) fact(ctx context.Context, subject digest.Digest, desc ocispec
 	}
 	f.Outcome, f.verified = OutcomeVerified, v
 	f.PredicateType, f.Identity, f.Role = v.Statement.PredicateType, v.Identity, v.Role
+	f.Holder, f.Signed = v.Holder, &v.Signed
 	return f
 }
 
