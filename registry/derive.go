@@ -34,26 +34,51 @@ type Fact struct {
 	Message       string
 	Remedy        string
 	Identity      string
+	Holder        string // whose identity it is
 	Role          string
+	Signed        verify.Time   // when, and how that is known; of a verified one
 	Trust         digest.Digest // of the trust file it rests on
 	At            time.Time
 	LogIndex      int64
 	Predicate     json.RawMessage // as signed; believe it only if verified
 }
 
-// factRow is how a Fact is stored.
+// factRow is how the facts of one manifest are stored: one, or, of cosign
+// before version 3, several.
 type factRow struct {
+	saidRow
+	More  []saidRow     `json:"more,omitempty"`
+	Trust digest.Digest `json:"trust"`
+	At    time.Time     `json:"at"`
+	Index int64         `json:"index"`
+	Rows  [][]byte      `json:"rows,omitempty"` // keys of what follows from it
+}
+
+type saidRow struct {
 	PredicateType string          `json:"predicateType,omitempty"`
 	Outcome       string          `json:"outcome"`
 	Message       string          `json:"message,omitempty"`
 	Remedy        string          `json:"remedy,omitempty"`
 	Identity      string          `json:"identity,omitempty"`
+	Holder        string          `json:"holder,omitempty"`
 	Role          string          `json:"role,omitempty"`
-	Trust         digest.Digest   `json:"trust"`
-	At            time.Time       `json:"at"`
-	Index         int64           `json:"index"`
+	Signed        verify.Time     `json:"signed,omitzero"`
 	Predicate     json.RawMessage `json:"predicate,omitempty"`
-	Rows          [][]byte        `json:"rows,omitempty"` // keys of what follows from it
+}
+
+// said is the row of an outcome.
+func said(v *verify.Verified, why *verify.Failure, claimed string) saidRow {
+	if why != nil {
+		return saidRow{PredicateType: claimed, Outcome: why.Code, Message: why.Message, Remedy: why.Remedy}
+	}
+	row := saidRow{
+		PredicateType: v.Statement.PredicateType, Outcome: verify.OutcomeVerified,
+		Identity: v.Identity, Holder: v.Holder, Role: string(v.Role), Signed: v.Signed,
+	}
+	if len(v.Statement.Predicate) <= maxPredicate {
+		row.Predicate = v.Statement.Predicate
+	}
+	return row
 }
 
 // edgeRow is an edge of lineage, found from its object.
@@ -73,48 +98,84 @@ type deployedRow struct {
 	At          time.Time     `json:"at"`
 }
 
-// derived is what follows from a manifest besides itself: the fact that its
-// signed statement is, and what that says of lineage and deployments.
+// derived is what follows from a manifest besides itself: the facts that its
+// signed statements are, and what those say of lineage and deployments.
 type derived struct {
-	fact     *factRow
-	verified *verify.Verified
+	subject digest.Digest
+	fact    *factRow
 }
 
 // derive reads and verifies the statement that m attaches, if it does, in the
-// light of the trust file of now.
-func (r *Registry) derive(ctx context.Context, repo string, m *manifest) (derived, error) {
-	if m.subject == "" || !strings.HasPrefix(m.artifactType, "application/vnd.dev.sigstore.bundle") {
+// light of a trust file. at is when it is, or was, admitted: evidence that it
+// existed then.
+func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *verify.Trust, at time.Time) (derived, error) {
+	if m.subject == "" {
 		return derived{}, nil
 	}
-	trust, err := r.trust(ctx)
-	if err != nil {
-		return derived{}, err
+	if m.artifactType == verify.LegacyArtifact {
+		return r.deriveLegacy(ctx, repo, m, m.subject, trust, at)
 	}
-	f := &factRow{PredicateType: m.annotations[attest.AnnotationPredicate], Trust: trust.Digest()}
-	v, raw, err := r.verifyStatement(ctx, repo, m, trust)
-	if raw != nil {
+	if why, ok := verify.Unverifiable(m.artifactType); ok {
+		return derived{m.subject, &factRow{saidRow: said(nil, why, m.artifactType), Trust: trust.Digest()}}, nil
+	}
+	if !strings.HasPrefix(m.artifactType, "application/vnd.dev.sigstore.bundle") {
+		return derived{}, nil
+	}
+	defer r.verifying()()
+	f := &factRow{Trust: trust.Digest()}
+	v, raw, err := r.verifyStatement(ctx, repo, m, trust, at)
+	var failure *verify.Failure
+	switch {
+	case err == nil:
+		f.saidRow = said(v, nil, "")
+	case errors.As(err, &failure):
+		f.saidRow = said(nil, failure, m.annotations[attest.AnnotationPredicate])
 		if s, ok := claimed(raw); ok {
 			f.PredicateType = s.PredicateType
 			if len(s.Predicate) <= maxPredicate {
 				f.Predicate = s.Predicate
 			}
 		}
-	}
-	var failure *verify.Failure
-	switch {
-	case err == nil:
-		f.Outcome, f.Identity, f.Role = verify.OutcomeVerified, v.Identity, string(v.Role)
-	case errors.As(err, &failure):
-		f.Outcome, f.Message, f.Remedy = failure.Code, failure.Message, failure.Remedy
 	case errors.Is(err, ErrBlobUnknown):
 		return derived{}, nil // the change refuses the manifest for it
 	default:
 		return derived{}, err
 	}
-	return derived{f, v}, nil
+	return derived{m.subject, f}, nil
 }
 
-func (r *Registry) verifyStatement(ctx context.Context, repo string, m *manifest, trust *verify.Trust) (*verify.Verified, []byte, error) {
+// deriveLegacy does the same for what cosign before version 3 attached.
+func (r *Registry) deriveLegacy(ctx context.Context, repo string, m *manifest, subject digest.Digest, trust *verify.Trust, at time.Time) (derived, error) {
+	defer r.verifying()()
+	list, err := verify.Legacy(ctx, m.body, subject, func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+		return r.readBlob(ctx, repo, d.Digest, verify.MaxBundle)
+	}, trust, verify.Context{Repository: repo, AdmittedAt: at, Now: r.clock()})
+	if errors.Is(err, ErrBlobUnknown) {
+		return derived{}, nil
+	}
+	if err != nil {
+		return derived{}, err
+	}
+	f := &factRow{Trust: trust.Digest()}
+	for i, s := range list {
+		row := said(s.Verified, s.Failure, s.Claimed)
+		if i == 0 {
+			f.saidRow = row
+		} else {
+			f.More = append(f.More, row)
+		}
+	}
+	return derived{subject, f}, nil
+}
+
+// verifying waits until one more statement may be verified, so that many
+// large ones at once leave processors to others. The caller calls done.
+func (r *Registry) verifying() (done func()) {
+	r.verifiers <- struct{}{}
+	return func() { <-r.verifiers }
+}
+
+func (r *Registry) verifyStatement(ctx context.Context, repo string, m *manifest, trust *verify.Trust, at time.Time) (*verify.Verified, []byte, error) {
 	layer, err := verify.BundleLayer(m.body, m.subject)
 	if err != nil {
 		return nil, nil, err
@@ -123,9 +184,7 @@ func (r *Registry) verifyStatement(ctx context.Context, repo string, m *manifest
 	if err != nil {
 		return nil, nil, err
 	}
-	// It is being admitted now, so now is when it is known to exist.
-	now := r.clock()
-	v, err := verify.Bundle(raw, m.subject, trust, verify.Context{Repository: repo, AdmittedAt: now, Now: now})
+	v, err := verify.Bundle(raw, m.subject, trust, verify.Context{Repository: repo, AdmittedAt: at, Now: r.clock()})
 	return v, raw, err
 }
 
@@ -159,50 +218,73 @@ func (d derived) check(tx *txn) error {
 	return err
 }
 
-// write stores the fact and what follows from it, and returns the outcome.
-func (d derived) write(tx *txn, repo string, m *manifest) string {
+// write stores the facts of a manifest and what follows from them, and
+// returns the outcome: "verified" if one of them is.
+func (d derived) write(tx *txn, repo string, referrer digest.Digest) string {
 	if d.fact == nil {
 		return ""
 	}
 	f := *d.fact
 	f.At, f.Index = tx.now, tx.index
+	f.store(tx, repo, d.subject, referrer)
+	return f.outcome()
+}
+
+// outcome is what the log says of the facts.
+func (f *factRow) outcome() string {
+	for _, s := range f.More {
+		if s.Outcome == verify.OutcomeVerified {
+			return s.Outcome
+		}
+	}
+	return f.Outcome
+}
+
+// store writes the row, which was admitted at f.At, and those that follow
+// from it.
+func (f *factRow) store(tx *txn, repo string, subject, referrer digest.Digest) {
+	f.Rows = nil
+	for _, s := range append([]saidRow{f.saidRow}, f.More...) {
+		f.follow(tx, repo, subject, referrer, s)
+	}
+	tx.put(key("fact", repo, string(subject), string(referrer)), f)
+}
+
+func (f *factRow) follow(tx *txn, repo string, subject, referrer digest.Digest, s saidRow) {
 	row := func(k []byte, v any) {
 		tx.put(k, v)
 		f.Rows = append(f.Rows, k)
 	}
-	if p, err := attest.ParsePredicate(statementOf(f)); err == nil {
-		switch p := p.(type) {
-		case attest.Lineage:
-			edge := func(object attest.DigestSet, relation attest.Relation) {
-				if o, err := object.OCI(); err == nil {
-					row(key("edge", string(o), repo, string(m.subject), string(m.digest)), edgeRow{relation, tx.index})
-				}
-			}
-			for _, x := range p.Parents {
-				edge(x.Digest, x.Relation)
-			}
-			for _, x := range p.Datasets {
-				edge(x.Digest, x.Relation)
-			}
-			for _, x := range p.Code {
-				edge(x.Digest, x.Relation)
-			}
-		case attest.Deployment:
-			// Only a verified deployment is an answer to "what ran there".
-			if env, err := p.Environment.Digest.OCI(); err == nil && d.verified != nil {
-				row(key("deployed", p.EnvironmentName, number(p.From.UnixNano()), string(m.digest)), deployedRow{
-					Repository: repo, Model: m.subject, Environment: env, Basis: p.Basis, StatedBy: p.StatedBy,
-					Identity: f.Identity, Index: tx.index, At: tx.now,
-				})
+	p, err := attest.ParsePredicate(attest.Statement{PredicateType: s.PredicateType, Predicate: s.Predicate})
+	if err != nil {
+		return
+	}
+	verified := s.Outcome == verify.OutcomeVerified
+	switch p := p.(type) {
+	case attest.Lineage:
+		edge := func(object attest.DigestSet, relation attest.Relation) {
+			if o, err := object.OCI(); err == nil {
+				row(key("edge", string(o), repo, string(subject), string(referrer)), edgeRow{relation, f.Index})
 			}
 		}
+		for _, x := range p.Parents {
+			edge(x.Digest, x.Relation)
+		}
+		for _, x := range p.Datasets {
+			edge(x.Digest, x.Relation)
+		}
+		for _, x := range p.Code {
+			edge(x.Digest, x.Relation)
+		}
+	case attest.Deployment:
+		// Only a verified deployment is an answer to "what ran there".
+		if env, err := p.Environment.Digest.OCI(); err == nil && verified {
+			row(key("deployed", p.EnvironmentName, number(p.From.UnixNano()), string(referrer)), deployedRow{
+				Repository: repo, Model: subject, Environment: env, Basis: p.Basis, StatedBy: p.StatedBy,
+				Identity: s.Identity, Index: f.Index, At: f.At,
+			})
+		}
 	}
-	tx.put(key("fact", repo, string(m.subject), string(m.digest)), f)
-	return f.Outcome
-}
-
-func statementOf(f factRow) attest.Statement {
-	return attest.Statement{PredicateType: f.PredicateType, Predicate: f.Predicate}
 }
 
 // forget removes what followed from a manifest that is deleted.
@@ -248,11 +330,14 @@ func factsAbout(rd store.Reader, repo string, subject digest.Digest) (list []Fac
 		if err := decode(row, &f); err != nil {
 			return nil, err
 		}
-		list = append(list, Fact{
-			Subject: subject, Referrer: digest.Digest(parts(row.Key)[2]),
-			PredicateType: f.PredicateType, Outcome: f.Outcome, Message: f.Message, Remedy: f.Remedy,
-			Identity: f.Identity, Role: f.Role, Trust: f.Trust, At: f.At, LogIndex: f.Index, Predicate: f.Predicate,
-		})
+		for _, s := range append([]saidRow{f.saidRow}, f.More...) {
+			list = append(list, Fact{
+				Subject: subject, Referrer: digest.Digest(parts(row.Key)[2]),
+				PredicateType: s.PredicateType, Outcome: s.Outcome, Message: s.Message, Remedy: s.Remedy,
+				Identity: s.Identity, Holder: s.Holder, Role: s.Role, Signed: s.Signed,
+				Trust: f.Trust, At: f.At, LogIndex: f.Index, Predicate: s.Predicate,
+			})
+		}
 	}
 	return list, nil
 }
@@ -264,9 +349,33 @@ type indexSource struct {
 }
 
 var (
-	_ verify.Source   = indexSource{}
-	_ verify.Admitter = indexSource{}
+	_ verify.Source     = indexSource{}
+	_ verify.Admitter   = indexSource{}
+	_ verify.Tagger     = indexSource{}
+	_ verify.Rememberer = indexSource{}
 )
+
+func (s indexSource) Tagged(ctx context.Context, tag string) (ocispec.Descriptor, bool, error) {
+	m, err := s.r.StatManifest(ctx, access.System(), s.repo, tag)
+	if errors.Is(err, ErrManifestUnknown) || errors.Is(err, ErrNameUnknown) {
+		return ocispec.Descriptor{}, false, nil
+	}
+	return m, err == nil, err
+}
+
+// Failed implements [verify.Rememberer]. Failures that another time could
+// mend are not remembered.
+func (s indexSource) Failed(ctx context.Context, subject, referrer, trust digest.Digest) (why *verify.Failure, err error) {
+	err = s.r.view(ctx, func(rd store.Reader) error {
+		var f factRow
+		ok, err := load(rd, key("fact", s.repo, string(subject), string(referrer)), &f)
+		if ok && f.Trust == trust && f.Outcome != verify.OutcomeVerified && f.Outcome != verify.CodeWindow {
+			why = &verify.Failure{Code: f.Outcome, Message: f.Message, Remedy: f.Remedy}
+		}
+		return err
+	})
+	return why, err
+}
 
 func (s indexSource) Referrers(ctx context.Context, subject digest.Digest) ([]ocispec.Descriptor, error) {
 	return s.r.Referrers(ctx, access.System(), s.repo, subject, "")

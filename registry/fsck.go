@@ -52,7 +52,7 @@ const (
 // tree and against the record. It writes nothing. Changes made while it runs
 // can look like findings; run it on a server that is stopped.
 func (r *Registry) Fsck(ctx context.Context) (FsckReport, error) {
-	f := &checker{r: r, ctx: ctx, report: FsckReport{Findings: []Finding{}}, keys: map[store.Key]digest.Digest{}, state: map[string]digest.Digest{}, revoked: map[string]bool{}}
+	f := &checker{r: r, ctx: ctx, report: FsckReport{Findings: []Finding{}}, keys: map[store.Key]digest.Digest{}, state: map[string]digest.Digest{}, legacy: map[string]bool{}, revoked: map[string]bool{}}
 	if v, ok := r.db.(interface{ Verify(context.Context) error }); ok {
 		if err := v.Verify(ctx); err != nil {
 			f.find(err.Error(), "the database's files", restore)
@@ -88,6 +88,8 @@ type checker struct {
 	// state is what the log comes to: keys of tags, manifests and facts, and
 	// the digest each has, or "" if it was removed.
 	state map[string]digest.Digest
+
+	legacy map[string]bool // facts in state that follow from a tag
 
 	revoked map[string]bool // tokens, by their rows
 }
@@ -418,6 +420,16 @@ func (f *checker) replay(index int64, e Event) {
 	for _, t := range e.Tags {
 		need("the move of tag "+t.Tag, key("tagmove", e.Repository, t.Tag, number(index)))
 		f.state[string(key("tag", e.Repository, t.Tag))] = t.To
+		// Facts that follow from a tag come and go with it.
+		if subject, ok := verify.LegacyTag(t.Tag); ok {
+			fact := func(d digest.Digest) string { return string(key("fact", e.Repository, string(subject), string(d))) }
+			if t.From != "" && f.legacy[fact(t.From)] {
+				f.state[fact(t.From)] = ""
+			}
+			if t.To != "" && e.Outcome != "" && f.state[fact(t.To)] == "" {
+				f.state[fact(t.To)], f.legacy[fact(t.To)] = t.To, true
+			}
+		}
 	}
 	switch e.Kind {
 	case EventManifestPut:

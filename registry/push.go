@@ -13,6 +13,7 @@ import (
 
 	"github.com/assay-dev/assay/registry/access"
 	"github.com/assay-dev/assay/store"
+	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -90,7 +91,8 @@ func (r *Registry) PutManifest(ctx context.Context, actor access.Actor, repo str
 		// Signatures are verified and documents read before the change, and
 		// what that relied on is checked again inside it.
 		var d derived
-		if d, err = r.derive(ctx, repo, m); err != nil {
+		var legacy map[string]derived
+		if d, legacy, err = r.deriveAll(ctx, repo, m, tags); err != nil {
 			break
 		}
 		err = r.submit(ctx, func(tx *txn) error {
@@ -99,7 +101,7 @@ func (r *Registry) PutManifest(ctx context.Context, actor access.Actor, repo str
 				Subject:    m.subject, Tags: tags, LogIndex: -1,
 			}
 			stored = false
-			p := &pushing{tx: tx, repo: repo, m: m, derived: d, event: Event{
+			p := &pushing{tx: tx, repo: repo, m: m, derived: d, legacy: legacy, event: Event{
 				Kind: EventManifestPut, Actor: actor.ID, Request: actor.RequestID, Repository: repo,
 				Digests: []digest.Digest{m.digest}, Artifact: m.artifactType,
 			}}
@@ -143,6 +145,7 @@ type pushing struct {
 	repo    string
 	m       *manifest
 	derived derived
+	legacy  map[string]derived // by tag; see [verify.LegacyTag]
 	event   Event
 	version int
 	changed bool
@@ -226,8 +229,37 @@ func (p *pushing) manifest(row manifestRow, stored *bool) error {
 	if m.subject != "" {
 		tx.put(key("referrer", p.repo, string(m.subject), newest(tx.index), string(m.digest)), m.referrerDescriptor())
 	}
-	p.event.Outcome = p.derived.write(tx, p.repo, m)
+	p.event.Outcome = p.derived.write(tx, p.repo, m.digest)
 	return nil
+}
+
+// deriveAll derives what the manifest says, and what it says through tags by
+// which cosign before version 3 attached.
+func (r *Registry) deriveAll(ctx context.Context, repo string, m *manifest, tags []string) (d derived, legacy map[string]derived, err error) {
+	trust, err := r.trust(ctx)
+	if err != nil {
+		return derived{}, nil, err
+	}
+	// It is being admitted now, so now is when it is known to exist.
+	now := r.clock()
+	if d, err = r.derive(ctx, repo, m, trust, now); err != nil {
+		return derived{}, nil, err
+	}
+	for _, t := range tags {
+		subject, ok := verify.LegacyTag(t)
+		if !ok || subject == m.subject {
+			continue
+		}
+		l, err := r.deriveLegacy(ctx, repo, m, subject, trust, now)
+		if err != nil {
+			return derived{}, nil, err
+		}
+		if legacy == nil {
+			legacy = map[string]derived{}
+		}
+		legacy[t] = l
+	}
+	return d, legacy, nil
 }
 
 // heal puts the bytes of a manifest back that were set aside as damaged.
@@ -275,6 +307,17 @@ func (p *pushing) tags(tags []string) error {
 			return p.releaseTaken(t, now)
 		}
 		p.changed = true
+		if l, ok := p.legacy[t]; ok {
+			if err := l.check(tx); err != nil {
+				return err
+			}
+			if o := l.write(tx, p.repo, m.digest); p.event.Outcome == "" {
+				p.event.Outcome = o
+			}
+		}
+		if err := forgetLegacy(tx, p.repo, t, now.Digest); err != nil {
+			return err
+		}
 		tx.put(key("tag", p.repo, t), tagRow{Digest: m.digest, Index: tx.index, At: tx.now})
 		if now.Digest != "" {
 			tx.delete(key("tagged", p.repo, string(now.Digest), t))
@@ -368,7 +411,9 @@ func (r *Registry) DeleteTag(ctx context.Context, actor access.Actor, repo, tag 
 		case IsRelease(tag):
 			return fmt.Errorf("%w: %s:%s names a release; withdraw it instead", ErrTagImmutable, repo, tag)
 		}
-		dropTag(tx, repo, tag, now.Digest, actor.ID)
+		if err := dropTag(tx, repo, tag, now.Digest, actor.ID); err != nil {
+			return err
+		}
 		tx.emit(Event{
 			Kind: EventTagDelete, Actor: actor.ID, Request: actor.RequestID, Repository: repo,
 			Subjects: []digest.Digest{now.Digest}, Tags: []TagChange{{Tag: tag, From: now.Digest}},
@@ -377,10 +422,25 @@ func (r *Registry) DeleteTag(ctx context.Context, actor access.Actor, repo, tag 
 	})
 }
 
-func dropTag(tx *txn, repo, tag string, from digest.Digest, actor string) {
+func dropTag(tx *txn, repo, tag string, from digest.Digest, actor string) error {
 	tx.delete(key("tag", repo, tag))
 	tx.delete(key("tagged", repo, string(from), tag))
 	tx.put(key("tagmove", repo, tag, number(tx.index)), tagMoveRow{From: from, At: tx.now, Actor: actor})
+	return forgetLegacy(tx, repo, tag, from)
+}
+
+// forgetLegacy removes what followed from a manifest through a tag that does
+// not name it any more.
+func forgetLegacy(tx *txn, repo, tag string, from digest.Digest) error {
+	subject, ok := verify.LegacyTag(tag)
+	if !ok || from == "" {
+		return nil
+	}
+	var held heldRow
+	if _, err := load(tx, key("held", repo, string(from)), &held); err != nil || held.Subject == subject {
+		return err
+	}
+	return forget(tx, repo, subject, from)
 }
 
 // DeleteManifest removes a manifest and its tags from a repository. One that
@@ -436,7 +496,9 @@ func (r *Registry) DeleteManifest(ctx context.Context, actor access.Actor, repo 
 			e.Tags = append(e.Tags, TagChange{Tag: parts(row.Key)[2], From: d})
 		}
 		for _, t := range e.Tags {
-			dropTag(tx, repo, t.Tag, d, actor.ID)
+			if err := dropTag(tx, repo, t.Tag, d, actor.ID); err != nil {
+				return err
+			}
 		}
 		for _, u := range held.Uses {
 			tx.delete(key("uses", u, repo, string(d)))

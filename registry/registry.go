@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -52,6 +53,8 @@ type Registry struct {
 	uploads *uploads
 	leases  *leases
 
+	verifiers chan struct{} // has room for as many as may verify at once
+
 	maintenance sync.Mutex // held by the one collection that runs
 	pins        pins
 }
@@ -60,7 +63,7 @@ type Registry struct {
 func Open(ctx context.Context, opt Options) (*Registry, error) {
 	r := &Registry{
 		db: opt.DB, blobs: opt.Blobs, identity: opt.Identity,
-		clock: opt.Clock, log: opt.Log,
+		clock: opt.Clock, log: opt.Log, verifiers: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	if r.clock == nil {
 		r.clock = time.Now

@@ -31,12 +31,28 @@ type Admitter interface {
 	Admitted(ctx context.Context, manifest digest.Digest) (time.Time, error)
 }
 
+// A Tagger is a Source that finds manifests by tag, where cosign before
+// version 3 put its signatures.
+type Tagger interface {
+	// Tagged returns what a tag names; ok is false if there is no such tag.
+	Tagged(ctx context.Context, tag string) (desc ocispec.Descriptor, ok bool, err error)
+}
+
+// A Rememberer is a Source that knows what verification said before under a
+// trust file, so that what cannot verify is not read again each time.
+type Rememberer interface {
+	// Failed returns why a statement did not verify under the trust file, or
+	// nil if it did or if nobody knows.
+	Failed(ctx context.Context, subject, referrer, trust digest.Digest) (*Failure, error)
+}
+
 // Bounds of what is gathered, so that one hostile repository slows nobody.
 const (
 	maxReferrers  = 20_000
 	maxManifest   = 1 << 20
 	maxAncestors  = 64
 	maxStatements = 1_000
+	maxBytes      = 64 << 20 // of all bundles together
 )
 
 // GatherOptions say in which light evidence is looked at.
@@ -54,6 +70,10 @@ type Evidence struct {
 
 	// Facts are sorted by what they are about, then by referrer.
 	Facts []Fact `json:"facts"`
+
+	// Quorums are how many holders have to state what needs a role, where
+	// that is more than one.
+	Quorums map[Role]int `json:"quorums,omitempty"`
 
 	// Incomplete says why not everything could be read; "" if it was. A gate
 	// takes incomplete evidence as none.
@@ -79,6 +99,10 @@ type Fact struct {
 	Remedy   string `json:"remedy,omitempty"`
 	Identity string `json:"identity,omitempty"`
 	Role     Role   `json:"role,omitempty"`
+
+	// Holder is whose identity it is, and Signed when it was signed.
+	Holder string `json:"holder,omitempty"`
+	Signed *Time  `json:"signed,omitempty"`
 
 	verified *Verified
 }
@@ -111,8 +135,16 @@ func Gather(ctx context.Context, src Source, subject digest.Digest, opt GatherOp
 	if opt.Trust == nil {
 		opt.Trust = NoTrust()
 	}
-	g := &gatherer{src: src, opt: opt, seen: map[digest.Digest]bool{}}
 	ev := &Evidence{Subject: subject, Repository: opt.Repository, Trust: opt.Trust.Digest(), Facts: []Fact{}}
+	for _, role := range Roles {
+		if n := opt.Trust.Quorum(role, opt.Repository); n > 1 {
+			if ev.Quorums == nil {
+				ev.Quorums = map[Role]int{}
+			}
+			ev.Quorums[role] = n
+		}
+	}
+	g := &gatherer{src: src, opt: opt, seen: map[digest.Digest]bool{}}
 	if err := g.about(ctx, subject); err != nil {
 		return nil, err
 	}
@@ -148,7 +180,7 @@ func Gather(ctx context.Context, src Source, subject digest.Digest, opt GatherOp
 			}
 		}
 	}
-	slices.SortFunc(g.facts, func(a, b Fact) int {
+	slices.SortStableFunc(g.facts, func(a, b Fact) int {
 		if c := strings.Compare(string(a.About), string(b.About)); c != 0 {
 			return c
 		}
@@ -164,7 +196,17 @@ type gatherer struct {
 	opt        GatherOptions
 	seen       map[digest.Digest]bool
 	facts      []Fact
+	bytes      int64
 	incomplete string
+}
+
+// spend counts bytes that are about to be read, and refuses too many.
+func (g *gatherer) spend(n int64) error {
+	if g.bytes += n; g.bytes > maxBytes {
+		g.incomplete = fmt.Sprintf("more than %d MiB of signed statements", maxBytes>>20)
+		return fail(CodeTooLarge, "remove what should not be attached", "all statements together have more than %d bytes", maxBytes)
+	}
+	return nil
 }
 
 // about adds the facts about one subject.
@@ -185,32 +227,115 @@ func (g *gatherer) about(ctx context.Context, subject digest.Digest) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if !strings.HasPrefix(desc.ArtifactType, "application/vnd.dev.sigstore.bundle") {
+		f, unverifiable := Unverifiable(desc.ArtifactType)
+		var found []Fact
+		switch {
+		case strings.HasPrefix(desc.ArtifactType, bundleArtifact):
+			found = []Fact{g.fact(ctx, subject, desc)}
+		case desc.ArtifactType == LegacyArtifact:
+			found = g.legacy(ctx, subject, desc)
+		case unverifiable:
+			found = []Fact{{About: subject, Referrer: desc.Digest, PredicateType: desc.ArtifactType, Outcome: f.Code, Message: f.Message, Remedy: f.Remedy}}
+		default:
 			continue // a plan, a replay, somebody's SBOM: no statement
 		}
-		if len(g.facts) == maxStatements {
-			g.incomplete = fmt.Sprintf("more than %d signed statements", maxStatements)
+		if !g.add(found) {
 			return nil
 		}
-		g.facts = append(g.facts, g.fact(ctx, subject, desc))
+	}
+	if t, ok := g.src.(Tagger); ok {
+		for _, tag := range legacyTags(subject) {
+			desc, ok, err := t.Tagged(ctx, tag)
+			if err != nil {
+				return fmt.Errorf("looking for the tag %s: %w", tag, err)
+			}
+			if ok && !g.add(g.legacy(ctx, subject, desc)) {
+				return nil
+			}
+		}
 	}
 	return nil
+}
+
+// bundleArtifact begins the artifact types and layer media types of Sigstore
+// bundles of all versions.
+const bundleArtifact = "application/vnd.dev.sigstore.bundle"
+
+// add keeps facts, and reports whether there is room for more.
+func (g *gatherer) add(found []Fact) bool {
+	if len(g.facts)+len(found) > maxStatements {
+		g.incomplete = fmt.Sprintf("more than %d signed statements", maxStatements)
+		return false
+	}
+	g.facts = append(g.facts, found...)
+	return true
+}
+
+// legacy are the facts in a manifest of cosign before version 3.
+func (g *gatherer) legacy(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) (facts []Fact) {
+	said, err := g.readLegacy(ctx, subject, desc)
+	if err != nil {
+		said = []Said{{Failure: failureOf(err), Claimed: attest.PredicateSignature}}
+	}
+	for _, s := range said {
+		f := Fact{About: subject, Referrer: desc.Digest, PredicateType: s.Claimed}
+		f.settle(s.Verified, s.Failure)
+		facts = append(facts, f)
+	}
+	return facts
+}
+
+func (g *gatherer) readLegacy(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) ([]Said, error) {
+	if desc.Size > maxManifest {
+		return nil, fail(CodeTooLarge, "", "its manifest has %d bytes", desc.Size)
+	}
+	body, err := g.src.Fetch(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	c, err := g.contextOf(ctx, desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	return Legacy(ctx, body, subject, func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+		if err := g.spend(d.Size); err != nil {
+			return nil, err
+		}
+		return g.src.Fetch(ctx, d)
+	}, g.opt.Trust, c)
+}
+
+// settle says what came of a statement.
+func (f *Fact) settle(v *Verified, why *Failure) {
+	if why != nil {
+		f.Outcome, f.Message, f.Remedy = why.Code, why.Message, why.Remedy
+		return
+	}
+	f.Outcome, f.verified = OutcomeVerified, v
+	f.PredicateType, f.Identity, f.Role = v.Statement.PredicateType, v.Identity, v.Role
+	f.Holder, f.Signed = v.Holder, &v.Signed
 }
 
 func (g *gatherer) fact(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) Fact {
 	f := Fact{About: subject, Referrer: desc.Digest, PredicateType: desc.Annotations[attest.AnnotationPredicate]}
 	v, err := g.verify(ctx, subject, desc)
 	if err != nil {
-		why := failureOf(err)
-		f.Outcome, f.Message, f.Remedy = why.Code, why.Message, why.Remedy
-		return f
+		f.settle(nil, failureOf(err))
+	} else {
+		f.settle(v, nil)
 	}
-	f.Outcome, f.verified = OutcomeVerified, v
-	f.PredicateType, f.Identity, f.Role = v.Statement.PredicateType, v.Identity, v.Role
 	return f
 }
 
 func (g *gatherer) verify(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) (*Verified, error) {
+	if r, ok := g.src.(Rememberer); ok {
+		if f, err := r.Failed(ctx, subject, desc.Digest, g.opt.Trust.Digest()); err != nil || f != nil {
+			if err == nil {
+				err = f
+			}
+			return nil, err
+		}
+	}
 	if desc.Size > maxManifest {
 		return nil, fail(CodeTooLarge, "", "its manifest has %d bytes", desc.Size)
 	}
@@ -222,15 +347,16 @@ func (g *gatherer) verify(ctx context.Context, subject digest.Digest, desc ocisp
 	if err != nil {
 		return nil, err
 	}
+	if err := g.spend(layer.Size); err != nil {
+		return nil, err
+	}
 	raw, err := g.src.Fetch(ctx, layer)
 	if err != nil {
 		return nil, err
 	}
-	c := Context{Repository: g.opt.Repository, Now: g.opt.Now}
-	if a, ok := g.src.(Admitter); ok {
-		if c.AdmittedAt, err = a.Admitted(ctx, desc.Digest); err != nil {
-			return nil, err
-		}
+	c, err := g.contextOf(ctx, desc.Digest)
+	if err != nil {
+		return nil, err
 	}
 	return Bundle(raw, subject, g.opt.Trust, c)
 }
@@ -247,7 +373,7 @@ func BundleLayer(manifest []byte, subject digest.Digest) (ocispec.Descriptor, er
 		return ocispec.Descriptor{}, fail(CodeSubject, "", "its manifest is not attached to %s", subject)
 	case len(m.Layers) != 1:
 		return ocispec.Descriptor{}, fail(CodeBundleInvalid, "attach one bundle a manifest", "its manifest has %d layers; a bundle's has one", len(m.Layers))
-	case !strings.HasPrefix(m.Layers[0].MediaType, "application/vnd.dev.sigstore.bundle"):
+	case !strings.HasPrefix(m.Layers[0].MediaType, bundleArtifact):
 		return ocispec.Descriptor{}, fail(CodeBundleInvalid, "attach a Sigstore bundle", "its layer is of type %q", m.Layers[0].MediaType)
 	case m.Layers[0].Size > MaxBundle:
 		return ocispec.Descriptor{}, fail(CodeTooLarge, "keep large evidence in a blob and name it by digest", "the bundle has %d bytes, at most %d are read", m.Layers[0].Size, MaxBundle)

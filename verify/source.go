@@ -2,12 +2,14 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/content/oci"
+	"oras.land/oras-go/v2/errdef"
 	"oras.land/oras-go/v2/registry"
 )
 
@@ -15,6 +17,7 @@ import (
 // remote.Repository has it.
 type repository interface {
 	content.Fetcher
+	content.Resolver
 	registry.ReferrerLister
 	Blobs() registry.BlobStore
 	Manifests() registry.ManifestStore
@@ -35,6 +38,18 @@ func (s remoteSource) Referrers(ctx context.Context, subject digest.Digest) (lis
 
 func (s remoteSource) Fetch(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
 	return content.FetchAll(ctx, s.repo, desc)
+}
+
+// Tagged implements [Tagger].
+func (s remoteSource) Tagged(ctx context.Context, tag string) (ocispec.Descriptor, bool, error) {
+	return resolved(s.repo.Resolve(ctx, tag))
+}
+
+func resolved(desc ocispec.Descriptor, err error) (ocispec.Descriptor, bool, error) {
+	if errors.Is(err, errdef.ErrNotFound) {
+		return desc, false, nil
+	}
+	return desc, err == nil, err
 }
 
 // Layout is a [Source] over an OCI image layout in a folder, such as an
@@ -66,4 +81,9 @@ func (s layoutSource) Fetch(ctx context.Context, desc ocispec.Descriptor) ([]byt
 	}
 	defer rc.Close()
 	return content.ReadAll(io.LimitReader(rc, desc.Size+1), desc)
+}
+
+// Tagged implements [Tagger].
+func (s layoutSource) Tagged(ctx context.Context, tag string) (ocispec.Descriptor, bool, error) {
+	return resolved(s.store.Resolve(ctx, tag))
 }

@@ -9,19 +9,24 @@ package verify
 
 import (
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
+	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	"github.com/sigstore/sigstore-go/pkg/bundle"
 	"github.com/sigstore/sigstore-go/pkg/root"
 	sgverify "github.com/sigstore/sigstore-go/pkg/verify"
 	"github.com/sigstore/sigstore/pkg/signature"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/assay-dev/assay/verify/attest"
 )
@@ -36,6 +41,11 @@ const (
 	CodeTooLarge      = "evidence.too-large"
 	CodeBundleInvalid = "bundle.invalid"
 	CodeUnknownKey    = "signature.unknown-key"
+	CodeCertificate   = "signature.certificate" // of nobody who is trusted to issue any
+	CodeRekor         = "signature.not-logged"
+	CodeTime          = "signature.no-time"
+	CodeSignature     = "signature.invalid"
+	CodeIdentity      = "signature.unknown-identity"
 	CodeRole          = "signature.role"
 	CodeRepository    = "signature.repository"
 	CodeWindow        = "signature.window"
@@ -67,7 +77,9 @@ type Verified struct {
 	Payload   []byte // exactly the bytes that were signed
 	Subject   digest.Digest
 	Identity  string // id of the signer in the trust file
+	Holder    string // whose identity it is; counts toward a quorum
 	Role      Role
+	Signed    Time // when, and how that is known
 
 	// Trust is the digest of the trust file that this rests on.
 	Trust digest.Digest
@@ -86,53 +98,99 @@ type Context struct {
 	Now time.Time
 }
 
-// Bundle verifies a Sigstore bundle (v0.1 to v0.3, signed with a key) as a
-// statement about subject. The error is always a *[Failure].
+// Bundle verifies a Sigstore bundle (v0.1 to v0.3: signed with a key, with a
+// certificate of a private authority, or keyless) as a statement about
+// subject. The error is always a *[Failure].
 func Bundle(raw []byte, subject digest.Digest, trust *Trust, c Context) (*Verified, error) {
-	if len(raw) > MaxBundle {
-		return nil, fail(CodeTooLarge, "keep large evidence in a blob and name it by digest", "the bundle has %d bytes, at most %d are read", len(raw), MaxBundle)
-	}
-	var b bundle.Bundle
-	if err := b.UnmarshalJSON(raw); err != nil {
-		return nil, fail(CodeBundleInvalid, "sign again with 'assay sign' or cosign v3", "it is no Sigstore bundle: %v", err)
+	b, err := parseBundle(raw)
+	if err != nil {
+		return nil, err
 	}
 	content, err := b.VerificationContent()
 	if err != nil {
 		return nil, fail(CodeBundleInvalid, "sign again with 'assay sign' or cosign v3", "%v", err)
 	}
-	if content.PublicKey() == nil {
-		return nil, fail(CodeUnsupported, "sign with a key that the trust file names", "it is signed with a certificate; only keys are accepted")
-	}
 	env, err := b.Envelope()
 	if err != nil {
 		return nil, fail(CodeBundleInvalid, "sign a statement: 'assay sign' or 'cosign sign' v3", "it holds no DSSE envelope: %v", err)
 	}
+	if n := len(env.Signatures); n != 1 {
+		return nil, fail(CodeBundleInvalid, "attach one bundle for each signer", "its envelope has %d signatures; a bundle's has one", n)
+	}
 	if env.PayloadType != attest.InTotoPayloadType {
 		return nil, fail(CodeStatement, "sign an in-toto statement", "its payload is of type %q", env.PayloadType)
+	}
+	payload, err := base64.StdEncoding.DecodeString(env.Payload)
+	if err != nil {
+		return nil, fail(CodeStatement, "sign again", "its payload is not base64: %v", err)
 	}
 	sum, err := hex.DecodeString(subject.Encoded())
 	if err != nil {
 		return nil, fail(CodeSubject, "", "subject %q: %v", subject, err)
 	}
-	// The key hint in a bundle is whatever its sender wrote: it says which key
-	// to try first, and every other one is tried as well.
-	for _, id := range trust.candidates(content.PublicKey().Hint()) {
-		if !verifiesUnder(&b, id.key, subject.Algorithm().String(), sum) {
-			continue
-		}
-		payload, err := base64.StdEncoding.DecodeString(env.Payload)
-		if err != nil {
-			return nil, fail(CodeStatement, "sign again", "its payload is not base64: %v", err)
-		}
-		return accept(payload, subject, id, trust, c)
+	digests := []sgverify.ArtifactDigest{{Algorithm: subject.Algorithm().String(), Digest: sum}}
+	signed, err := signedAt(b, trust, c)
+	if err != nil {
+		return nil, err
 	}
-	return nil, unknownOrWrongSubject(&b, trust)
+	if content.PublicKey() != nil {
+		return byKey(b, content.PublicKey().Hint(), env.Envelope, payload, subject, digests, trust, signed, c)
+	}
+	return byCertificate(b, content, payload, subject, digests, trust, signed, c)
+}
+
+// parseBundle reads a bundle. One of v0.3 may carry the intermediates of a
+// private authority's chain, but no root: who sends a root would have it
+// trusted.
+func parseBundle(raw []byte) (*bundle.Bundle, error) {
+	if len(raw) > MaxBundle {
+		return nil, fail(CodeTooLarge, "keep large evidence in a blob and name it by digest", "the bundle has %d bytes, at most %d are read", len(raw), MaxBundle)
+	}
+	invalid := func(err error) error {
+		return fail(CodeBundleInvalid, "sign again with 'assay sign' or cosign v3", "it is no Sigstore bundle: %v", err)
+	}
+	// protojson refuses duplicate and unknown fields.
+	var pb protobundle.Bundle
+	if err := protojson.Unmarshal(raw, &pb); err != nil {
+		return nil, invalid(err)
+	}
+	var opts []bundle.Option
+	if strings.Contains(pb.GetMediaType(), "0.3") && pb.GetVerificationMaterial().GetX509CertificateChain() != nil {
+		opts = append(opts, bundle.AllowCertificateChain())
+	}
+	b, err := bundle.NewBundle(&pb, opts...)
+	if err != nil {
+		return nil, invalid(err)
+	}
+	return b, nil
+}
+
+// byKey verifies a bundle that names no certificate. The hint in it is
+// whatever its sender wrote: it says which key to try first, and no more.
+func byKey(b *bundle.Bundle, keyHint string, env *dsse.Envelope, payload []byte, subject digest.Digest, digests []sgverify.ArtifactDigest, trust *Trust, signed Time, c Context) (*Verified, error) {
+	k := trust.byHint[keyHint]
+	if k == nil || !verifiesUnder(b, k.key, digests) {
+		// Which key it is, is found by the bare check, so that a large bundle
+		// is not parsed and hashed once for every key.
+		if k = trust.keyOf(env, payload); k == nil {
+			return nil, fail(CodeUnknownKey, "add the signer's public key to the trust file, or sign with a key that is in it",
+				"no key of the trust file verifies it")
+		}
+		if !verifiesUnder(b, k.key, digests) {
+			s, err := attest.ParseStatement(payload)
+			if err != nil {
+				return nil, fail(CodeStatement, "sign again", "%v", err)
+			}
+			return nil, fail(CodeSubject, "attach it to the content it speaks of", "it speaks of %v", s.Subject[0].Digest)
+		}
+	}
+	return accept(payload, subject, k.identities, trust, signed, c)
 }
 
 // verifiesUnder runs sigstore-go's verifier with one key and no time policy:
 // windows are enforced by us, in accept, because with WithNoObserverTimestamps
 // the library looks at none.
-func verifiesUnder(b *bundle.Bundle, key *ecdsa.PublicKey, algorithm string, subject []byte) bool {
+func verifiesUnder(b *bundle.Bundle, key *ecdsa.PublicKey, digests []sgverify.ArtifactDigest) bool {
 	kv, err := signature.LoadDefaultVerifier(key)
 	if err != nil {
 		return false
@@ -144,50 +202,96 @@ func verifiesUnder(b *bundle.Bundle, key *ecdsa.PublicKey, algorithm string, sub
 	if err != nil {
 		return false
 	}
-	_, err = v.Verify(b, sgverify.NewPolicy(sgverify.WithArtifactDigest(algorithm, subject), sgverify.WithKey()))
+	_, err = v.Verify(b, sgverify.NewPolicy(sgverify.WithArtifactDigests(digests), sgverify.WithKey()))
 	return err == nil
 }
 
-// unknownOrWrongSubject tells a statement about something else from one by
-// somebody else.
-func unknownOrWrongSubject(b *bundle.Bundle, trust *Trust) error {
-	env, err := b.Envelope()
-	if err == nil {
-		if payload, _, ok := openEnvelope(env.Envelope, trust); ok {
-			s, err := attest.ParseStatement(payload)
-			if err != nil {
-				return fail(CodeStatement, "sign again", "%v", err)
-			}
-			return fail(CodeSubject, "attach it to the content it speaks of", "it speaks of %v", s.Subject[0].Digest)
-		}
-	}
-	return fail(CodeUnknownKey, "add the signer's public key to the trust file, or sign with a key that is in it",
-		"no key of the trust file verifies it")
-}
-
-// openEnvelope verifies a DSSE envelope with one signature under any key of
-// the trust file.
-func openEnvelope(env *dsse.Envelope, trust *Trust) (payload []byte, id *Identity, ok bool) {
-	payload, err := env.DecodeB64Payload()
-	if err != nil || len(env.Signatures) != 1 {
-		return nil, nil, false
+// keyOf returns the key of the trust file that verifies a DSSE envelope with
+// one signature, or nil.
+func (t *Trust) keyOf(env *dsse.Envelope, payload []byte) *trustedKey {
+	if len(env.Signatures) != 1 {
+		return nil
 	}
 	sig, err := base64.StdEncoding.DecodeString(env.Signatures[0].Sig)
 	if err != nil {
-		return nil, nil, false
+		return nil
 	}
-	pae := dsse.PAE(env.PayloadType, payload)
-	for _, id := range trust.candidates("") {
-		if verifyECDSA(id.key, pae, sig) {
-			return payload, id, true
-		}
-	}
-	return nil, nil, false
+	return t.keyOfMessage(dsse.PAE(env.PayloadType, payload), sig)
 }
 
-// accept checks what a signature does not: what was said, whether the signer
-// may say it, and when.
-func accept(payload []byte, subject digest.Digest, id *Identity, trust *Trust, c Context) (*Verified, error) {
+// keyOfMessage returns the key of the trust file that verifies a signature of
+// a message, or nil.
+func (t *Trust) keyOfMessage(message, sig []byte) *trustedKey {
+	sum := sha256.Sum256(message)
+	for _, k := range t.keys {
+		if ecdsa.VerifyASN1(k.key, sum[:], sig) {
+			return k
+		}
+	}
+	return nil
+}
+
+// byCertificate verifies a bundle under each authority of the trust file that
+// issues certificates, until one has issued its.
+func byCertificate(b *bundle.Bundle, content sgverify.VerificationContent, payload []byte, subject digest.Digest, digests []sgverify.ArtifactDigest, trust *Trust, signed Time, c Context) (*Verified, error) {
+	var best error
+	for _, a := range trust.authorities {
+		if !a.issues() {
+			continue
+		}
+		var s signer
+		var err error
+		if a.keyless() {
+			s, err = a.publicly(b, digests, c)
+		} else {
+			s, err = a.privately(b, content, digests, signed, c)
+		}
+		if errors.Is(err, errSubject) {
+			st, err := attest.ParseStatement(payload)
+			if err != nil {
+				return nil, fail(CodeStatement, "sign again", "%v", err)
+			}
+			return nil, fail(CodeSubject, "attach it to the content it speaks of", "it speaks of %v", st.Subject[0].Digest)
+		}
+		if err != nil {
+			best = closer(best, err)
+			continue
+		}
+		var ids []*Identity
+		for _, id := range trust.file.Identities {
+			if id.Certificate.matches(a.id, s.issuer, s.san) {
+				ids = append(ids, id)
+			}
+		}
+		if len(ids) == 0 {
+			by := ""
+			if s.issuer != "" {
+				by = ", whom " + s.issuer + " authenticated,"
+			}
+			best = closer(best, fail(CodeIdentity, "give the signer an identity in the trust file", "%q%s signed it, which is no identity of the trust file at authority %s", s.san, by, a.id))
+			continue
+		}
+		return accept(payload, subject, ids, trust, s.time, c)
+	}
+	if best == nil {
+		best = fail(CodeCertificate, "add the authority to the trust file, or sign with a key that is in it", "it is signed with a certificate, and the trust file names no authority that issues any")
+	}
+	return nil, best
+}
+
+// closer returns that of two failures which came further: to mend the other
+// would not help.
+func closer(a, b error) error {
+	order := []string{CodeCertificate, CodeRekor, CodeTime, CodeSignature, CodeIdentity, CodeRole, CodeRepository, CodeWindow}
+	if a == nil || slices.Index(order, failureOf(b).Code) > slices.Index(order, failureOf(a).Code) {
+		return b
+	}
+	return a
+}
+
+// accept checks what a signature does not: what was said, whether one of the
+// identities that made it may say it, and when.
+func accept(payload []byte, subject digest.Digest, ids []*Identity, trust *Trust, signed Time, c Context) (*Verified, error) {
 	s, err := attest.ParseStatement(payload)
 	if err != nil {
 		return nil, fail(CodeStatement, "sign a well-formed in-toto statement", "%v", err)
@@ -204,15 +308,40 @@ func accept(payload []byte, subject digest.Digest, id *Identity, trust *Trust, c
 	if len(s.Subject) != 1 && attest.IsOurs(s.PredicateType) {
 		return nil, fail(CodeSubject, "sign one statement for each subject", "it has %d subjects", len(s.Subject))
 	}
-	if err := id.may(role, c); err != nil {
+	id, err := whoMay(ids, role, c, signed)
+	if err != nil {
 		return nil, err
 	}
-	if attest.IsOurs(s.PredicateType) {
+	switch {
+	case attest.IsOurs(s.PredicateType):
 		if _, err := attest.ParsePredicate(s); err != nil {
 			return nil, fail(CodeStatement, "sign a complete predicate", "%v", err)
 		}
+	case s.PredicateType == attest.PredicateTestResult:
+		// A test result that names the model as its subject must be a good
+		// one: whoever asks only whether it is signed gets a yes.
+		if err := attest.CheckTestResult(s); err != nil {
+			return nil, fail(CodeNegative, "sign a refusal, whose subject is the replay: 'assay certify' does", "%v", err)
+		}
 	}
-	return &Verified{Statement: s, Payload: payload, Subject: subject, Identity: id.ID, Role: role, Trust: trust.Digest()}, nil
+	return &Verified{
+		Statement: s, Payload: payload, Subject: subject,
+		Identity: id.ID, Holder: id.holder, Role: role, Signed: signed, Trust: trust.Digest(),
+	}, nil
+}
+
+// whoMay returns the first of the identities that may say it, or why the one
+// that came closest may not.
+func whoMay(ids []*Identity, role Role, c Context, signed Time) (*Identity, error) {
+	var best error
+	for _, id := range ids {
+		err := id.may(role, c, signed)
+		if err == nil {
+			return id, nil
+		}
+		best = closer(best, err)
+	}
+	return nil, best
 }
 
 // Refusal verifies a signed refusal: a DSSE envelope outside Sigstore's
@@ -228,11 +357,19 @@ func Refusal(raw []byte, replay digest.Digest, trust *Trust, c Context) (*Verifi
 	if env.PayloadType != attest.InTotoPayloadType {
 		return nil, fail(CodeStatement, "", "its payload is of type %q", env.PayloadType)
 	}
-	payload, id, ok := openEnvelope(&env, trust)
-	if !ok {
+	payload, err := env.DecodeB64Payload()
+	if err != nil {
+		return nil, fail(CodeStatement, "", "its payload is not base64: %v", err)
+	}
+	k := trust.keyOf(&env, payload)
+	if k == nil {
 		return nil, fail(CodeUnknownKey, "add the signer's public key to the trust file", "no key of the trust file verifies it")
 	}
-	return accept(payload, replay, id, trust, c)
+	signed := Time{By: NoTime}
+	if !c.AdmittedAt.IsZero() {
+		signed = Time{At: c.AdmittedAt, By: ByLog}
+	}
+	return accept(payload, replay, k.identities, trust, signed, c)
 }
 
 // failureOf makes any error a *Failure.

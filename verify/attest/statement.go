@@ -119,6 +119,27 @@ func (s Statement) Names(d digest.Digest) bool {
 	return false
 }
 
+// CheckTestResult says why a statement of in-toto's test-result does not say
+// that a test passed, or nil.
+//
+// "result string, required: Indicates the result of the test run … one of
+// PASSED, WARNED, or FAILED" (in-toto attestation, test-result v0.1).
+func CheckTestResult(s Statement) error {
+	var p struct {
+		Result string `json:"result"`
+	}
+	if err := exactNames(s.Predicate, reflect.TypeOf(p)); err != nil {
+		return fmt.Errorf("test result: %w", err)
+	}
+	if err := json.Unmarshal(s.Predicate, &p); err != nil {
+		return fmt.Errorf("test result: %w", err)
+	}
+	if p.Result != "PASSED" {
+		return fmt.Errorf("the test result is %q and not PASSED", p.Result)
+	}
+	return nil
+}
+
 // IsOurs reports whether a predicate type is one of Assay's own.
 func IsOurs(predicateType string) bool { return strings.HasPrefix(predicateType, predicateBase) }
 

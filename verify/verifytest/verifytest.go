@@ -1,0 +1,361 @@
+// Package verifytest has the authorities that tests need: a private
+// certificate authority, an RFC 3161 timestamp authority with a clock that a
+// test can move, and a Sigstore instance in memory. They are real ones, with
+// keys made for the test.
+package verifytest
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/digitorus/timestamp"
+	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
+	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
+	protodsse "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
+	protorekor "github.com/sigstore/protobuf-specs/gen/pb-go/rekor/v1"
+	"github.com/sigstore/sigstore-go/pkg/root"
+	"github.com/sigstore/sigstore-go/pkg/sign"
+	"github.com/sigstore/sigstore-go/pkg/testing/ca"
+	"github.com/sigstore/sigstore-go/pkg/tlog"
+	"google.golang.org/protobuf/encoding/protojson"
+)
+
+// inTotoPayload is the media type of what is signed.
+const inTotoPayload = "application/vnd.in-toto+json"
+
+// chain is a root and an intermediate certificate authority.
+type chain struct {
+	root, intermediate *x509.Certificate
+	key                *ecdsa.PrivateKey // of the intermediate
+}
+
+func newKey(t testing.TB) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func issue(t testing.TB, template, parent *x509.Certificate, public crypto.PublicKey, by *ecdsa.PrivateKey) *x509.Certificate {
+	t.Helper()
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, by)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func newChain(t testing.TB, name string, from, to time.Time) chain {
+	t.Helper()
+	authority := func(name string) *x509.Certificate {
+		return &x509.Certificate{
+			Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: to,
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		}
+	}
+	rootKey, key := newKey(t), newKey(t)
+	c := chain{key: key}
+	template := authority(name + " root")
+	c.root = issue(t, template, template, rootKey.Public(), rootKey)
+	c.intermediate = issue(t, authority(name+" intermediate"), c.root, key.Public(), rootKey)
+	return c
+}
+
+func pemOf(certs ...*x509.Certificate) string {
+	var b strings.Builder
+	for _, c := range certs {
+		pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+	}
+	return b.String()
+}
+
+// A CA is a private certificate authority.
+type CA struct{ chain }
+
+// NewCA makes one whose own certificates are valid from a time to another.
+func NewCA(t testing.TB, from, to time.Time) *CA {
+	t.Helper()
+	return &CA{newChain(t, "private", from, to)}
+}
+
+// Root is the root's certificate in PEM.
+func (a *CA) Root() string { return pemOf(a.root) }
+
+// A Certified is a key with a certificate, which signs.
+type Certified struct {
+	*sign.EphemeralKeypair
+	Chain [][]byte // DER, the signer's first
+}
+
+// GetCertificateChain implements sign.CertificateChainProvider.
+func (c *Certified) GetCertificateChain(context.Context, sign.Keypair, *sign.CertificateProviderOptions) ([][]byte, error) {
+	return c.Chain, nil
+}
+
+// Issue makes a key and certifies that it is san's, from a time to another.
+func (a *CA) Issue(t testing.TB, san string, from, to time.Time, usage ...x509.ExtKeyUsage) *Certified {
+	t.Helper()
+	kp, err := sign.NewEphemeralKeypair(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if usage == nil {
+		usage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
+	}
+	leaf := issue(t, &x509.Certificate{
+		EmailAddresses: []string{san}, NotBefore: from, NotAfter: to, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: usage,
+	}, a.intermediate, kp.GetPublicKey(), a.key)
+	return &Certified{kp, [][]byte{leaf.Raw, a.intermediate.Raw}}
+}
+
+// WithRoot is the signer with the authority's root in the chain.
+func (a *CA) WithRoot(c *Certified) [][]byte { return [][]byte{c.Chain[0], c.Chain[1], a.root.Raw} }
+
+// Sign signs a statement into a bundle with the certificate's chain.
+func (c *Certified) Sign(t testing.TB, statement []byte, stamps ...*TSA) []byte {
+	t.Helper()
+	return bundleOf(t, statement, c, sign.BundleOptions{CertificateChainProvider: c, TimestampAuthorities: clients(stamps)})
+}
+
+func bundleOf(t testing.TB, statement []byte, kp sign.Keypair, opt sign.BundleOptions) []byte {
+	t.Helper()
+	opt.Context = t.Context()
+	b, err := sign.Bundle(&sign.DSSEData{Data: statement, PayloadType: inTotoPayload}, kp, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := protojson.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// A TSA is an RFC 3161 timestamp authority; it is also an http.Handler.
+type TSA struct {
+	chain
+	leaf   *x509.Certificate
+	signer *ecdsa.PrivateKey
+
+	// Now is what it states. Its certificates have to be valid now as well:
+	// the library beneath signs the real time beside it.
+	Now time.Time
+}
+
+// NewTSA makes one whose certificates are valid from a time to another.
+func NewTSA(t testing.TB, now, from, to time.Time) *TSA {
+	t.Helper()
+	a := &TSA{chain: newChain(t, "time", from, to), signer: newKey(t), Now: now}
+	usage, err := asn1.Marshal([]asn1.ObjectIdentifier{{1, 3, 6, 1, 5, 5, 7, 3, 8}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// "The corresponding certificate MUST contain only one instance of the
+	// extended key usage field extension … having KeyPurposeID id-kp-timeStamping.
+	// This extension MUST be critical" (RFC 3161, 2.3).
+	a.leaf = issue(t, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "time"}, NotBefore: from, NotAfter: to, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 37}, Critical: true, Value: usage}},
+	}, a.intermediate, a.signer.Public(), a.key)
+	return a
+}
+
+// PEM is its chain, as a trust file names it.
+func (a *TSA) PEM() string { return pemOf(a.leaf, a.intermediate, a.root) }
+
+// TrustedRoot is a trusted_root.json with it alone, as cosign reads it.
+func (a *TSA) TrustedRoot(t testing.TB) string {
+	t.Helper()
+	return trustedRoot(t, nil, nil, []root.TimestampingAuthority{&root.SigstoreTimestampingAuthority{
+		Root: a.root, Intermediates: []*x509.Certificate{a.intermediate}, Leaf: a.leaf, URI: "https://tsa.example",
+		ValidityPeriodStart: a.leaf.NotBefore, ValidityPeriodEnd: a.leaf.NotAfter,
+	}}, nil)
+}
+
+// ServeHTTP implements http.Handler: RFC 3161, 3.4.
+func (a *TSA) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	raw, err := io.ReadAll(io.LimitReader(r.Body, 1<<16))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	req, err := timestamp.ParseRequest(raw)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	ts := timestamp.Timestamp{
+		HashAlgorithm: req.HashAlgorithm, HashedMessage: req.HashedMessage, Time: a.Now, Nonce: req.Nonce,
+		Policy: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 2}, Accuracy: time.Second,
+		AddTSACertificate: req.Certificates, Certificates: []*x509.Certificate{a.intermediate},
+	}
+	answer, err := ts.CreateResponseWithOpts(a.leaf, a.signer, crypto.SHA256)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/timestamp-reply")
+	w.WriteHeader(http.StatusCreated) // as Sigstore's does, and its client wants
+	w.Write(answer)
+}
+
+// RoundTrip implements http.RoundTripper: the authority without a network.
+func (a *TSA) RoundTrip(r *http.Request) (*http.Response, error) {
+	rec := httptest.NewRecorder()
+	a.ServeHTTP(rec, r)
+	return rec.Result(), nil
+}
+
+func clients(list []*TSA) (out []*sign.TimestampAuthority) {
+	for _, a := range list {
+		out = append(out, sign.NewTimestampAuthority(&sign.TimestampAuthorityOptions{URL: "https://tsa.example", Transport: a}))
+	}
+	return out
+}
+
+// Stamped signs a statement with a key into a bundle with timestamps.
+func Stamped(t testing.TB, statement []byte, kp sign.Keypair, stamps ...*TSA) []byte {
+	t.Helper()
+	return bundleOf(t, statement, kp, sign.BundleOptions{TimestampAuthorities: clients(stamps)})
+}
+
+// A Sigstore is Fulcio, Rekor and a timestamp authority in memory. Its
+// certificates are valid for some minutes around now.
+type Sigstore struct{ *ca.VirtualSigstore }
+
+// NewSigstore makes one.
+func NewSigstore(t testing.TB) *Sigstore {
+	t.Helper()
+	s, err := ca.NewVirtualSigstore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Sigstore{s}
+}
+
+// TrustedRoot is its trusted_root.json, without a certificate transparency
+// log: its certificates are in none. With, it names one all the same.
+func (s *Sigstore) TrustedRoot(t testing.TB, withCT bool) string {
+	t.Helper()
+	var ct map[string]*root.TransparencyLog
+	if withCT {
+		ct = s.CTLogs()
+	}
+	return trustedRoot(t, s.FulcioCertificateAuthorities(), ct, s.TimestampingAuthorities(), s.RekorLogs())
+}
+
+func trustedRoot(t testing.TB, cas []root.CertificateAuthority, ct map[string]*root.TransparencyLog, tsas []root.TimestampingAuthority, rekor map[string]*root.TransparencyLog) string {
+	t.Helper()
+	for _, logs := range []map[string]*root.TransparencyLog{ct, rekor} {
+		for id, l := range logs {
+			raw, err := hex.DecodeString(id) // the library's double has it in hex
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.ID = raw
+		}
+	}
+	tr, err := root.NewTrustedRoot(root.TrustedRootMediaType01, cas, ct, tsas, rekor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := tr.MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
+}
+
+// Keyless signs a statement as somebody whom an issuer authenticated, into a
+// bundle v0.3 with an entry of Rekor v1 or v2 and a timestamp. The entry's
+// inclusion proof is there for v2 and for v1.
+func (s *Sigstore) Keyless(t testing.TB, san, issuer string, statement []byte, rekorV2 bool) []byte {
+	t.Helper()
+	at := time.Now().Add(time.Minute)
+	var e *ca.TestEntity
+	var err error
+	if rekorV2 {
+		e, err = s.AttestAtTimeHashedRekordV2(san, issuer, statement, at)
+	} else {
+		e, err = s.AttestAtTime(san, issuer, statement, at, true)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := e.VerificationContent()
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := e.SignatureContent()
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := signed.EnvelopeContent().RawEnvelope()
+	payload, err := base64.StdEncoding.DecodeString(env.Payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stamps, err := e.Timestamps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := e.TlogEntries()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &protobundle.Bundle{
+		MediaType: "application/vnd.dev.sigstore.bundle.v0.3+json",
+		VerificationMaterial: &protobundle.VerificationMaterial{
+			Content:                   &protobundle.VerificationMaterial_Certificate{Certificate: &protocommon.X509Certificate{RawBytes: content.Certificate().Raw}},
+			TimestampVerificationData: &protobundle.TimestampVerificationData{},
+		},
+		Content: &protobundle.Bundle_DsseEnvelope{DsseEnvelope: &protodsse.Envelope{
+			Payload: payload, PayloadType: env.PayloadType, Signatures: []*protodsse.Signature{{Sig: signed.Signature()}},
+		}},
+	}
+	for _, s := range stamps {
+		b.VerificationMaterial.TimestampVerificationData.Rfc3161Timestamps = append(b.VerificationMaterial.TimestampVerificationData.Rfc3161Timestamps, &protocommon.RFC3161SignedTimestamp{SignedTimestamp: s})
+	}
+	for _, e := range entries {
+		tle := e.TransparencyLogEntry()
+		if !rekorV2 { // what the library's double leaves out
+			tle.KindVersion = &protorekor.KindVersion{Kind: "dsse", Version: "0.0.1"}
+			promise, err := s.RekorSignPayload(tlog.RekorPayload{
+				Body: base64.StdEncoding.EncodeToString(tle.CanonicalizedBody), IntegratedTime: tle.IntegratedTime, LogIndex: tle.LogIndex, LogID: hex.EncodeToString(tle.LogId.KeyId),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tle.InclusionPromise = &protorekor.InclusionPromise{SignedEntryTimestamp: promise}
+		}
+		b.VerificationMaterial.TlogEntries = append(b.VerificationMaterial.TlogEntries, tle)
+	}
+	raw, err := protojson.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
