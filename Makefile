@@ -16,6 +16,9 @@ TOOLS := \
 	staticcheck@honnef.co/go/tools/cmd/staticcheck@v0.8.2 \
 	conformance@github.com/opencontainers/distribution-spec/conformance@v0.0.0-20260831232431-97274622c111
 
+# What the benchmarks are run beside; tests do without it.
+BENCH_REGISTRY := github.com/distribution/distribution/v3/cmd/registry@v3.1.2
+
 GOMLX := examples/environments/gomlx
 ORT   := examples/environments/ort-native
 
@@ -54,8 +57,9 @@ soak: deps tools ## the long versions: fuzzing, crash loops, simulations
 	scripts/soak
 
 .PHONY: bench
-bench: ## benchmarks, each beside the limit measured in the same run
-	go test -run '^$$' -bench . -benchtime 2s ./store/... ./registry/... ./verify/...
+bench: tools build ## each figure beside the limit of the same run (ROWS=push, QUICK=1, KEEP=FOLDER)
+	scripts/tool registry $(BENCH_REGISTRY)
+	go run ./scripts/bench -tools $(ASSAY_TOOLS) $(if $(QUICK),-quick) $(if $(ROWS),-rows '$(ROWS)') $(if $(KEEP),-keep $(KEEP))
 
 .PHONY: deps
 deps: ## install Debian and npm packages that the tests need, where missing
@@ -67,4 +71,4 @@ tools: ## build the clients and checkers the tests use
 
 .PHONY: clean
 clean: ## remove what was built here (not the cache of tools)
-	rm -rf bin $(ORT)/node_modules
+	rm -rf bin .bench $(ORT)/node_modules

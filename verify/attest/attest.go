@@ -64,6 +64,11 @@ const (
 	ReplayType      = "application/vnd.assay.replay.v1+json"
 	EnvironmentType = "application/vnd.assay.environment.v1+json"
 
+	// PiecesType is a referrer that a registry adds to a manifest which names
+	// large blobs: a layer of type PiecesDocumentType for each of them, with
+	// the blob's digest in AnnotationBlob. It is unsigned: see [Pieces].
+	PiecesType = "application/vnd.assay.pieces.v1+json"
+
 	// RefusalType is the media type of a signed refusal: a DSSE envelope,
 	// deliberately outside application/vnd.dev.sigstore.bundle*, so that no
 	// Sigstore client ever takes a refusal for a signature of the model.
@@ -85,6 +90,8 @@ const (
 	ReportType           = "application/vnd.assay.report.v1+json"
 	ReportHTMLType       = "text/html"
 	EnvironmentDocument  = "application/vnd.assay.environment.document.v1+json"
+	PiecesDocumentType   = "application/vnd.assay.pieces.document.v1+json"
+	AnnotationBlob       = "dev.assay.pieces.blob"
 	InTotoPayloadType    = "application/vnd.in-toto+json"
 	StatementTypeV1      = "https://in-toto.io/Statement/v1"
 	AnnotationBundleKind = "dev.sigstore.bundle.content"       // "dsse-envelope"

@@ -34,6 +34,26 @@ func finding() Finding {
 	}
 }
 
+// pieces is a list for 200 bytes, 0 to 199, in pieces of one block.
+func pieces() Pieces {
+	data := make([]byte, 200)
+	for i := range data {
+		data[i] = byte(i)
+	}
+	p := Pieces{Blob: digest.FromBytes(data), Size: 200, PieceSize: 64}
+	h := digest.SHA256.Hash()
+	for len(data) > 64 {
+		h.Write(data[:64])
+		data = data[64:]
+		state, err := stateOf(h)
+		if err != nil {
+			panic(err)
+		}
+		p.States = append(p.States, state...)
+	}
+	return p
+}
+
 // documents has a filled value of every document, and how it is read.
 var documents = map[string]struct {
 	value any
@@ -79,6 +99,7 @@ var documents = map[string]struct {
 	"observation": {Observation{Case: "credit-0001", Attempt: 1, Request: string(digest.FromString("request")), SentAt: at, ReceivedAt: at.Add(time.Millisecond), Status: 200, Response: []byte("{}")}, readDocument[Observation]()},
 	"replay": {Replay{Plan: some("plan"), Model: some("model"), Environment: some("environment"), StartedAt: at, FinishedAt: at.Add(time.Second), Observations: 339,
 		Preflight: []PreflightCheck{{"answers", true, "gomlx"}}}, readDocument[Replay]()},
+	"pieces": {pieces(), readDocument[Pieces]()},
 	"report": {Report{
 		Verdict: Rejected, Reasons: []string{"31 of 299 decisions flip"}, Claim: "not equivalent", Difference: "31 of 299 decisions flip, 26 of them to approve", EnvironmentName: "edge",
 		Environment: some("environment"), Model: some("model"), Suite: some("suite"), Criteria: some("criteria"), Plan: some("plan"), Cases: Counts{Claim: 299, Border: 40, Compared: 339, Elements: 678},

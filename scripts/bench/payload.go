@@ -1,0 +1,219 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// unit is the random part of which payloads are repetitions.
+const unit = 256 * mib
+
+// A payload is content of a size, in memory and without end: what a client
+// would have in its page cache. Sending it costs the client as little as can
+// be (sendfile), so that the two cores of a small machine are the server's.
+type payload struct {
+	size   int64
+	digest string
+	mem    *os.File // memfd of one unit, shared by all payloads
+	data   []byte   // the same, mapped
+}
+
+// payload makes content of a size.
+func (b *bench) payload(size int64) (*payload, error) {
+	if p := b.payloads[size]; p != nil {
+		return p, nil
+	}
+	p := &payload{size: size}
+	if base := b.payloads[0]; base == nil {
+		fd, err := unix.MemfdCreate("payload", 0)
+		if err != nil {
+			return nil, err
+		}
+		p.mem = os.NewFile(uintptr(fd), "payload")
+		if err := p.mem.Truncate(unit); err != nil {
+			return nil, err
+		}
+		if p.data, err = unix.Mmap(fd, 0, unit, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+			return nil, err
+		}
+		rand.NewChaCha8([32]byte{1}).Read(p.data)
+		b.payloads[0] = p
+		p = &payload{size: size, mem: p.mem, data: p.data}
+	} else {
+		p.mem, p.data = base.mem, base.data
+	}
+	h := sha256.New()
+	for n := int64(0); n < size; n += unit {
+		h.Write(p.data[:min(unit, size-n)])
+	}
+	p.digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
+	b.payloads[size] = p
+	return p, nil
+}
+
+func (b *bench) closePayloads() {
+	if p := b.payloads[0]; p != nil {
+		unix.Munmap(p.data)
+		p.mem.Close()
+	}
+}
+
+// send writes the payload to a connection.
+func (p *payload) send(c *net.TCPConn) error {
+	for n := int64(0); n < p.size; n += unit {
+		// Sendfile takes the offset of the file: each sender has its own.
+		f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", p.mem.Fd()))
+		if err != nil {
+			return err
+		}
+		_, err = c.ReadFrom(&io.LimitedReader{R: f, N: min(unit, p.size-n)})
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeFile writes the payload to a file, and syncs it if asked.
+func (p *payload) writeFile(path string, sync bool) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, p.size)
+	for n := int64(0); n < p.size; n += mib {
+		if _, err := f.Write(p.data[n%unit:][:min(mib, p.size-n)]); err != nil {
+			return err
+		}
+	}
+	if sync {
+		return f.Sync()
+	}
+	return nil
+}
+
+// hashing is the limit of one stream: SHA-256 of the payload by one core, from
+// memory, and nothing else. It returns the time and the processor time.
+func (p *payload) hashing() (took, cpu time.Duration) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, start := threadCPU(), time.Now()
+	h := sha256.New()
+	for n := int64(0); n < p.size; n += mib {
+		h.Write(p.data[n%unit:][:min(mib, p.size-n)])
+	}
+	h.Sum(nil)
+	return time.Since(start), threadCPU() - before
+}
+
+// hashingAll is the limit of many streams: SHA-256 by all cores.
+func (p *payload) hashingAll() time.Duration {
+	start := time.Now()
+	var wg sync.WaitGroup
+	for range runtime.NumCPU() {
+		wg.Go(func() { p.hashing() })
+	}
+	wg.Wait()
+	return time.Since(start) / time.Duration(runtime.NumCPU())
+}
+
+// receiving is the processor time of a program that takes the payload from a
+// connection and hashes it, and does nothing else with it.
+func (p *payload) receiving() (time.Duration, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	sent := make(chan error, 1)
+	go func() {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err == nil {
+			err = p.send(c.(*net.TCPConn))
+			c.Close()
+		}
+		sent <- err
+	}()
+	c, err := l.Accept()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	var cpu time.Duration
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		before := threadCPU()
+		buf, h := make([]byte, mib), sha256.New()
+		var err error
+		for err == nil {
+			var n int
+			n, err = io.ReadFull(c, buf)
+			h.Write(buf[:n])
+		}
+		cpu = threadCPU() - before
+		done <- nil
+	}()
+	<-done
+	return cpu, <-sent
+}
+
+// writing is the limit of the disk: the payload to a new file, sequentially,
+// with one sync at its end. The file is removed.
+func (p *payload) writing(dir string) (time.Duration, error) {
+	path := filepath.Join(dir, "limit")
+	defer os.Remove(path)
+	start := time.Now()
+	err := p.writeFile(path, true)
+	return time.Since(start), err
+}
+
+// writingDirect is the same past the page cache, in pieces of 4 MiB.
+func (p *payload) writingDirect(dir string) (time.Duration, error) {
+	path := filepath.Join(dir, "limit")
+	defer os.Remove(path)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|syscall.O_DIRECT, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	buf, err := unix.Mmap(-1, 0, 4*mib, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Munmap(buf)
+	copy(buf, p.data)
+	start := time.Now()
+	unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, p.size)
+	for n := int64(0); n < p.size; n += int64(len(buf)) {
+		if _, err := f.Write(buf); err != nil {
+			return 0, err
+		}
+	}
+	err = f.Sync()
+	return time.Since(start), err
+}
+
+func threadCPU() time.Duration {
+	var t unix.Timespec
+	unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
+	return time.Duration(t.Nano())
+}
+
+func itoa(n int64) string { return strconv.FormatInt(n, 10) }

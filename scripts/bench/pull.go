@@ -1,0 +1,238 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// pull fetches a range of a blob and throws it away inside the kernel, so that
+// the client costs next to nothing: what is measured is the server.
+func (w *wire) pull(path string, from, n int64) error {
+	var b bytes.Buffer
+	var headers []string
+	status := http.StatusOK
+	if from >= 0 {
+		headers = append(headers, fmt.Sprintf("Range: bytes=%d-%d", from, from+n-1))
+		status = http.StatusPartialContent
+	}
+	w.head(&b, "GET", path, 0, headers)
+	if _, err := w.conn.Write(b.Bytes()); err != nil {
+		return err
+	}
+	resp, err := http.ReadResponse(w.r, nil)
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != status || resp.ContentLength != n {
+		return fmt.Errorf("GET %s: %s with %d bytes", path, resp.Status, resp.ContentLength)
+	}
+	buffered, err := w.r.Discard(int(min(int64(w.r.Buffered()), n)))
+	if err != nil {
+		return err
+	}
+	return truncating(w.conn, n-int64(buffered))
+}
+
+// truncating reads n bytes with MSG_TRUNC: TCP drops them without copying
+// (tcp(7)).
+func truncating(c *net.TCPConn, n int64) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 4*mib)
+	var failed error
+	err = raw.Read(func(fd uintptr) bool {
+		for n > 0 {
+			got, _, err := syscall.Recvfrom(int(fd), buf[:min(n, int64(len(buf)))], syscall.MSG_TRUNC|syscall.MSG_DONTWAIT)
+			switch {
+			case err == syscall.EAGAIN:
+				return false
+			case err == syscall.EINTR:
+			case err != nil:
+				failed = err
+				return true
+			case got == 0:
+				failed = io.ErrUnexpectedEOF
+				return true
+			default:
+				n -= int64(got)
+			}
+		}
+		return true
+	})
+	if failed != nil {
+		return failed
+	}
+	return err
+}
+
+// serveFileVariable makes this program the limit of pulls: a server that
+// answers every GET with one file, by sendfile, and has nothing else to do. It
+// is a process of its own, as the registries are.
+const serveFileVariable = "ASSAY_BENCH_SERVE_FILE"
+
+// serveFile is that program. It writes its address to a file beside the other.
+func serveFile(path string) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path+".addr", []byte(l.Addr().String()), 0o644); err != nil {
+		return err
+	}
+	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) }))
+}
+
+func (b *bench) startFileServer(path string) (*process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), serveFileVariable+"="+path)
+	p := &process{name: "file server", data: path + ".addr"}
+	if err := p.start(cmd); err != nil {
+		return nil, err
+	}
+	for {
+		if raw, err := os.ReadFile(p.data); err == nil && len(raw) > 0 {
+			p.host = string(raw)
+			return p, nil
+		}
+		if err := p.wait(b); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pullRows: from the page cache, one stream and 16 ranges.
+func pullRows(b *bench) error {
+	n := int64(1 * gib)
+	if b.quick {
+		n = 256 * mib
+	}
+	p, err := b.payload(n)
+	if err != nil {
+		return err
+	}
+	plain := filepath.Join(b.dir, "plain")
+	if err := p.writeFile(plain, true); err != nil {
+		return err
+	}
+	defer os.Remove(plain)
+	// The file server is a process of its own, as the registries are.
+	files, err := b.startFileServer(plain)
+	if err != nil {
+		return err
+	}
+	defer files.discard()
+	ours, err := b.startAssay(filepath.Join(b.dir, "ours"))
+	if err != nil {
+		return err
+	}
+	defer ours.discard()
+	theirs, err := b.startOther(filepath.Join(b.dir, "theirs"))
+	if err != nil {
+		return err
+	}
+	defer theirs.discard()
+	for _, s := range []*process{ours, theirs} {
+		w, err := dial(s.host)
+		if err != nil {
+			return err
+		}
+		if _, err := w.push("bench/model", p); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		w.close()
+	}
+	path := "/v2/bench/model/blobs/" + p.digest
+
+	once := func(s *process, path string, streams int) (took, cpu time.Duration, err error) {
+		wires := make([]*wire, streams)
+		for i := range wires {
+			if wires[i], err = dial(s.host); err != nil {
+				return 0, 0, err
+			}
+			defer wires[i].close()
+		}
+		before, err := s.cpu()
+		if err != nil {
+			return 0, 0, err
+		}
+		start := time.Now()
+		errs := make([]error, streams)
+		var wg sync.WaitGroup
+		for i, w := range wires {
+			wg.Go(func() {
+				if streams == 1 {
+					errs[i] = w.pull(path, -1, n)
+					return
+				}
+				part := n / int64(streams)
+				errs[i] = w.pull(path, part*int64(i), part)
+			})
+		}
+		wg.Wait()
+		took = time.Since(start)
+		after, err := s.cpu()
+		for _, e := range errs {
+			if e != nil {
+				return 0, 0, fmt.Errorf("%s: %w", s.name, e)
+			}
+		}
+		return took, after - before, err
+	}
+	// Once for the page cache.
+	for _, s := range []*process{files, ours, theirs} {
+		if _, _, err := once(s, path, 1); err != nil {
+			return err
+		}
+	}
+	var limit, one, ranged, other, oneCPU, otherCPU []time.Duration
+	for range 2*b.runs + 1 {
+		for _, m := range []struct {
+			s       *process
+			streams int
+			took    *[]time.Duration
+			cpu     *[]time.Duration
+		}{{files, 1, &limit, nil}, {ours, 1, &one, &oneCPU}, {ours, 16, &ranged, nil}, {theirs, 1, &other, &otherCPU}} {
+			took, cpu, err := once(m.s, path, m.streams)
+			if err != nil {
+				return err
+			}
+			*m.took = append(*m.took, took)
+			if m.cpu != nil {
+				*m.cpu = append(*m.cpu, cpu)
+			}
+		}
+	}
+	b.note("pull: file server %v, assay %v, 16 ranges %v, distribution %v", limit, one, ranged, other)
+	speed := func(d []time.Duration) string { return fmt.Sprintf("%.2f GiB/s", rate(n, median(d))) }
+	b.row(result{
+		what: "pull " + size(n) + " from the page cache, one stream", measured: speed(one), limit: "a file server with sendfile: " + speed(limit),
+		must: "≥ 0.95 of it", got: median(limit).Seconds() / median(one).Seconds(), need: 0.95, atLeast: true,
+	})
+	perGiB := func(d []time.Duration) string {
+		return fmt.Sprintf("%.2f s/GiB", median(d).Seconds()/float64(n)*gib)
+	}
+	b.row(result{
+		what: "server CPU of that pull", measured: perGiB(oneCPU), limit: "distribution: " + perGiB(otherCPU) + " at " + speed(other),
+		must: "≤ 0.70 × it", got: median(oneCPU).Seconds() / median(otherCPU).Seconds(), need: 0.7,
+	})
+	b.row(result{
+		what: "the same blob in 16 ranges at once", measured: speed(ranged), limit: "one stream: " + speed(one),
+		must: "≥ 1.00 × it", got: median(one).Seconds() / median(ranged).Seconds(), need: 1, atLeast: true,
+	})
+	return nil
+}

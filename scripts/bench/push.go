@@ -1,0 +1,170 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// pushOnce starts a server on an empty folder, pushes a payload to it over as
+// many connections as asked, and returns the time and the server's processor
+// time. What is pushed over each connection has the same bytes in another
+// repository: the server cannot know before it has read them.
+func (b *bench) pushOnce(start func(string) (*process, error), p *payload, streams int) (took, cpu time.Duration, memory int64, err error) {
+	server, err := start(filepath.Join(b.dir, "server"))
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	defer server.discard()
+	wires := make([]*wire, streams)
+	for i := range wires {
+		if wires[i], err = dial(server.host); err != nil {
+			return 0, 0, 0, err
+		}
+		defer wires[i].close()
+		if _, err := wires[i].blob(fmt.Sprintf("bench/warm-%d", i), []byte(fmt.Sprint("warm", i))); err != nil {
+			return 0, 0, 0, err
+		}
+	}
+	before, err := server.cpu()
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	stop := server.watch()
+	begin := time.Now()
+	var wg sync.WaitGroup
+	errs := make([]error, streams)
+	for i, w := range wires {
+		wg.Go(func() { _, errs[i] = w.push(fmt.Sprintf("bench/model-%d", i), p) })
+	}
+	wg.Wait()
+	took = time.Since(begin)
+	memory = stop()
+	after, err := server.cpu()
+	for _, e := range errs {
+		if e != nil {
+			return 0, 0, 0, fmt.Errorf("%s: %w", server.name, e)
+		}
+	}
+	return took, after - before, memory, err
+}
+
+func (b *bench) startAssayPlain(data string) (*process, error) { return b.startAssay(data) }
+
+// disk is the faster of two ways to write a payload and sync it.
+func (b *bench) disk(p *payload) (time.Duration, error) {
+	buffered, err := p.writing(b.dir)
+	if err != nil {
+		return 0, err
+	}
+	direct, err := p.writingDirect(b.dir)
+	if err != nil {
+		return buffered, nil // not every file system can
+	}
+	return min(buffered, direct), nil
+}
+
+// pushRows: one stream, one PUT, durable.
+func pushRows(b *bench) error {
+	sizes := []int64{1 * gib, 8 * gib}
+	if b.quick {
+		sizes = []int64{256 * mib}
+	}
+	for _, n := range sizes {
+		p, err := b.payload(n)
+		if err != nil {
+			return err
+		}
+		runs := b.runs
+		if n > 4*gib {
+			runs = min(runs, 3)
+		}
+		var hash, hashCPU, receive, disk, ours, oursCPU, theirs, theirsCPU []time.Duration
+		for range runs {
+			took, cpu := p.hashing()
+			hash, hashCPU = append(hash, took), append(hashCPU, cpu)
+			if cpu, err = p.receiving(); err != nil {
+				return err
+			}
+			receive = append(receive, cpu)
+			if took, err = b.disk(p); err != nil {
+				return err
+			}
+			disk = append(disk, took)
+			if took, cpu, _, err = b.pushOnce(b.startAssayPlain, p, 1); err != nil {
+				return err
+			}
+			ours, oursCPU = append(ours, took), append(oursCPU, cpu)
+			if took, cpu, _, err = b.pushOnce(b.startOther, p, 1); err != nil {
+				return err
+			}
+			theirs, theirsCPU = append(theirs, took), append(theirsCPU, cpu)
+			b.note("%s: hash %v, receive and hash %v of CPU, disk %v, assay %v (%v of CPU), distribution %v (%v)", size(n),
+				hash[len(hash)-1], receive[len(receive)-1], disk[len(disk)-1], ours[len(ours)-1], oursCPU[len(oursCPU)-1], theirs[len(theirs)-1], theirsCPU[len(theirsCPU)-1])
+		}
+		limit, name := median(hash), "SHA-256 by one core"
+		if d := median(disk); d > limit {
+			limit, name = d, "the disk"
+		}
+		got, other := median(ours), median(theirs)
+		b.row(result{
+			what:     "push " + size(n) + ", one PUT, durable",
+			measured: fmt.Sprintf("%.2f GiB/s", rate(n, got)), limit: fmt.Sprintf("%s: %.2f GiB/s", name, rate(n, limit)),
+			must: "≥ 0.60 of it", got: limit.Seconds() / got.Seconds(), need: 0.6, atLeast: true,
+		})
+		b.row(result{
+			what: "the same", measured: fmt.Sprintf("%.2f GiB/s", rate(n, got)), limit: fmt.Sprintf("distribution: %.2f GiB/s", rate(n, other)),
+			must: "faster", got: other.Seconds() / got.Seconds(), need: 1, atLeast: true,
+		})
+		perGiB := func(d time.Duration) string { return fmt.Sprintf("%.2f s/GiB", d.Seconds()/float64(n)*gib) }
+		b.row(result{
+			what: "server CPU of that push", measured: perGiB(median(oursCPU)), limit: "SHA-256 in memory: " + perGiB(median(hashCPU)),
+			must: "≤ 1.25 × it", got: median(oursCPU).Seconds() / median(hashCPU).Seconds(), need: 1.25,
+		})
+		b.row(result{
+			what: "the same", measured: perGiB(median(oursCPU)), limit: "receive from a socket and hash: " + perGiB(median(receive)) + "; distribution: " + perGiB(median(theirsCPU)),
+			must: "≤ 1.25 × the first", got: median(oursCPU).Seconds() / median(receive).Seconds(), need: 1.25,
+		})
+	}
+	return nil
+}
+
+// parallelPushRow: four blobs at once.
+func parallelPushRow(b *bench) error {
+	n := int64(1 * gib)
+	if b.quick {
+		n = 256 * mib
+	}
+	const streams = 4
+	p, err := b.payload(n)
+	if err != nil {
+		return err
+	}
+	var hash, disk, ours []time.Duration
+	for range b.runs {
+		hash = append(hash, p.hashingAll()*streams)
+		took, err := b.disk(p)
+		if err != nil {
+			return err
+		}
+		disk = append(disk, took*streams)
+		took, _, _, err = b.pushOnce(b.startAssayPlain, p, streams)
+		if err != nil {
+			return err
+		}
+		ours = append(ours, took)
+		b.note("4 × %s: hash %v, disk %v, assay %v", size(n), hash[len(hash)-1], disk[len(disk)-1], took)
+	}
+	limit, name := median(hash), "SHA-256 by all cores"
+	if d := median(disk); d > limit {
+		limit, name = d, "the disk"
+	}
+	got := median(ours)
+	b.row(result{
+		what:     "push 4 × " + size(n) + " at once, durable",
+		measured: fmt.Sprintf("%.2f GiB/s", rate(streams*n, got)), limit: fmt.Sprintf("%s: %.2f GiB/s", name, rate(streams*n, limit)),
+		must: "≥ 0.80 of it", got: limit.Seconds() / got.Seconds(), need: 0.8, atLeast: true,
+	})
+	return nil
+}
