@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -38,6 +39,27 @@ type DecisionRecord struct {
 // Decide asks whether the model that a reference names may be deployed to an
 // environment, now, and records the answer.
 func (r *Registry) Decide(ctx context.Context, actor access.Actor, repo, reference, environment string) (DecisionRecord, error) {
+	return r.decideOr(ctx, actor, repo, reference, environment, "")
+}
+
+// BreakGlass decides without the approvals that are required, and without
+// those only, for an operator who says why. If they were what stood in the
+// way, the allow has an event of its own kind in the log, and operators see
+// it in theirs.
+func (r *Registry) BreakGlass(ctx context.Context, actor access.Actor, repo, reference, environment, reason string) (DecisionRecord, error) {
+	if err := actor.Authorize(access.Operate, repo); err != nil {
+		return DecisionRecord{}, err
+	}
+	if strings.TrimSpace(reason) == "" || len(reason) > maxReason {
+		return DecisionRecord{}, fmt.Errorf("%w: say in up to %d bytes why the glass is broken", ErrDocumentInvalid, maxReason)
+	}
+	return r.decideOr(ctx, actor, repo, reference, environment, reason)
+}
+
+// maxReason bounds the reason for breaking the glass.
+const maxReason = 4 << 10
+
+func (r *Registry) decideOr(ctx context.Context, actor access.Actor, repo, reference, environment, breakGlass string) (DecisionRecord, error) {
 	model, err := r.StatManifest(ctx, actor, repo, reference)
 	if err != nil {
 		return DecisionRecord{}, err
@@ -49,14 +71,14 @@ func (r *Registry) Decide(ctx context.Context, actor access.Actor, repo, referen
 		return DecisionRecord{}, err
 	}
 	for {
-		rec, err := r.decide(ctx, actor, repo, model.Digest, environment)
+		rec, err := r.decide(ctx, actor, repo, model.Digest, environment, breakGlass)
 		if !errors.Is(err, errTrustMoved) {
 			return rec, err
 		}
 	}
 }
 
-func (r *Registry) decide(ctx context.Context, actor access.Actor, repo string, model digest.Digest, environment string) (DecisionRecord, error) {
+func (r *Registry) decide(ctx context.Context, actor access.Actor, repo string, model digest.Digest, environment, breakGlass string) (DecisionRecord, error) {
 	trust, err := r.trust(ctx)
 	if err != nil {
 		return DecisionRecord{}, err
@@ -66,14 +88,18 @@ func (r *Registry) decide(ctx context.Context, actor access.Actor, repo string, 
 		return DecisionRecord{}, err
 	}
 	now := r.clock().UTC()
-	q := gate.Question{Model: model, Repository: repo, Environment: environment, Now: now}
+	q := gate.Question{Model: model, Repository: repo, Environment: environment, Now: now, BreakGlass: breakGlass != ""}
 	switch env, err := r.Environment(ctx, access.System(), environment, AsOf{}); {
 	case err == nil:
 		q.EnvironmentDocument = env.Digest
 	case !errors.Is(err, ErrUnknown):
 		return DecisionRecord{}, err
 	}
-	ev, err := verify.Gather(ctx, indexSource{r, repo}, model, verify.GatherOptions{Trust: trust, Repository: repo, Now: now})
+	withdrawn, err := r.withdrawn(ctx)
+	if err != nil {
+		return DecisionRecord{}, err
+	}
+	ev, err := verify.Gather(ctx, indexSource{r, repo}, model, verify.GatherOptions{Trust: trust, Repository: repo, Now: now, Status: verify.OwnStatus(withdrawn)})
 	if err != nil {
 		return DecisionRecord{}, err
 	}
@@ -86,12 +112,13 @@ func (r *Registry) decide(ctx context.Context, actor access.Actor, repo string, 
 	if err != nil {
 		return DecisionRecord{}, err
 	}
+	reason, reasonHash := hashReason(breakGlass)
 	err = r.submit(ctx, func(tx *txn) error {
 		if err := stillInForce(tx, trust.Digest(), policy.Digest()); err != nil {
 			return err
 		}
 		var allowed allowedRow
-		if rec.Allow {
+		if rec.Allow && !rec.BreakGlass {
 			if _, err := load(tx, key("allowed", same), &allowed); err != nil {
 				return err
 			}
@@ -113,12 +140,20 @@ func (r *Registry) decide(ctx context.Context, actor access.Actor, repo string, 
 		if rec.Allow {
 			e.Outcome = "allow"
 		}
+		if rec.BreakGlass {
+			e.Kind, e.ReasonHash = EventBreakGlass, reasonHash
+			tx.put(key("reason", number(tx.index)), reason)
+		}
 		if q.EnvironmentDocument != "" {
 			e.Subjects = append(e.Subjects, q.EnvironmentDocument)
 		}
 		tx.emit(e)
 		return nil
 	})
+	if err == nil && rec.BreakGlass {
+		r.log.Warn("BREAK GLASS: a deployment was allowed without the approvals that are required",
+			"actor", actor.ID, "repository", repo, "model", model, "environment", environment, "leaf", rec.LogIndex)
+	}
 	return rec, err
 }
 

@@ -276,6 +276,10 @@ func (f *factRow) follow(tx *txn, repo string, subject, referrer digest.Digest, 
 		for _, x := range p.Code {
 			edge(x.Digest, x.Relation)
 		}
+	case attest.Withdrawal:
+		if verified {
+			row(key("withdrawn", string(subject), repo, string(referrer)), withdrawnRow{f.Index, f.At})
+		}
 	case attest.Deployment:
 		// Only a verified deployment is an answer to "what ran there".
 		if env, err := p.Environment.Digest.OCI(); err == nil && verified {

@@ -96,7 +96,8 @@ func (r *Registry) Trust(ctx context.Context, actor access.Actor) (Document, err
 }
 
 // SetTrust puts a trust file (YAML) in force. Statements that are pushed from
-// now on, and decisions that are asked for, are seen in its light.
+// now on, and decisions that are asked for, are seen in its light; what was
+// pushed before is verified again by [Registry.ReviewTrust].
 func (r *Registry) SetTrust(ctx context.Context, actor access.Actor, body []byte) (Document, error) {
 	if err := actor.Authorize(access.Operate, ""); err != nil {
 		return Document{}, err
@@ -105,7 +106,14 @@ func (r *Registry) SetTrust(ctx context.Context, actor access.Actor, body []byte
 	if err != nil {
 		return Document{}, fmt.Errorf("%w: %w", ErrDocumentInvalid, err)
 	}
-	return r.setDocument(ctx, actor, documentTrust, EventTrust, body, t.Digest())
+	d, err := r.setDocument(ctx, actor, documentTrust, EventTrust, body, t.Digest())
+	if err == nil {
+		select {
+		case r.reviews <- struct{}{}:
+		default: // it knows already
+		}
+	}
+	return d, err
 }
 
 // Policy returns the policy in force.

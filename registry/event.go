@@ -25,7 +25,11 @@ const (
 	EventHeal           = "content.heal"
 	EventTrust          = "trust.apply"
 	EventPolicy         = "policy.apply"
+	EventFact           = "fact.change" // a statement came out otherwise under another trust file
 	EventDecision       = "decision"
+	EventBreakGlass     = "decision.break-glass" // an allow without the approvals that are required
+	EventPersonEnroll   = "person.enroll"
+	EventPersonErase    = "person.erase"
 	EventTokenCreate    = "token.create"
 	EventTokenRevoke    = "token.revoke"
 )
@@ -61,6 +65,11 @@ type Event struct {
 	// Token is the id of the token that was made or revoked.
 	Token string `json:"token,omitempty"`
 
+	// Person is the opaque id of a person whose name was recorded or erased.
+	Person string `json:"person,omitempty"`
+
+	// ReasonHash is the salted hash of a text in an erasable row: a reason, or
+	// the name of a person.
 	ReasonHash string `json:"reasonHash,omitempty"`
 }
 

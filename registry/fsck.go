@@ -318,7 +318,9 @@ func (f *checker) facts() error {
 	var edge edgeRow
 	var deployed deployedRow
 	var move tagMoveRow
-	for family, row := range map[string]any{"edge": &edge, "deployed": &deployed, "tagmove": &move} {
+	var withdrawn withdrawnRow
+	var person personRow
+	for family, row := range map[string]any{"edge": &edge, "deployed": &deployed, "tagmove": &move, "withdrawn": &withdrawn, "person": &person} {
 		if err := f.scan(family, row, func([]byte) error { return nil }); err != nil {
 			return err
 		}
@@ -469,7 +471,9 @@ func (f *checker) replay(index int64, e Event) {
 			f.find("the token that it records as revoked is not", where, restore)
 		}
 		delete(f.revoked, e.Token)
-	case EventDecision:
+	case EventPersonEnroll:
+		need("the person", key("person", e.Person, number(index)))
+	case EventDecision, EventBreakGlass:
 		need("the decision", key("decision", number(index)))
 	case EventTrust, EventPolicy:
 		kind := documentTrust

@@ -16,7 +16,7 @@ import (
 
 // schemaVersion is the version of the table below and of the rows in it.
 // A data directory with another version is refused at start.
-const schemaVersion = 2
+const schemaVersion = 3
 
 // A class says what kind of truth a family of keys holds.
 type class int
@@ -59,6 +59,9 @@ var families = map[string]struct {
 	"fact":        {record, "repository, subject, referrer digest", "factRow: what verification said at push"},
 	"edge":        {record, "object digest, repository, subject digest, statement digest", "edgeRow: lineage, found from its object"},
 	"deployed":    {record, "environment, from (8 bytes, ns), statement digest", "deployedRow"},
+	"withdrawn":   {record, "digest, repository, statement digest", "withdrawnRow: what a verified statement takes back"},
+	"person":      {record, "id, leaf index (8 bytes)", "personRow: the name of a person; erasable, statements have its salted hash"},
+	"review":      {operational, "", "reviewRow: how far statements were verified again under the trust file"},
 	"document":    {record, "kind (trust, policy), leaf index (8 bytes)", "documentRow: each version of it"},
 	"decision":    {record, "leaf index (8 bytes)", "the decision, canonical JSON bytes"},
 	"allowed":     {operational, "hash of an allow", "allowedRow: identical allows are counted"},

@@ -54,6 +54,12 @@ type Registry struct {
 	leases  *leases
 
 	verifiers chan struct{} // has room for as many as may verify at once
+	reviews   chan struct{} // says that a trust file was put in force
+
+	status struct {
+		sync.Mutex
+		last SignedStatusList // guarded by the mutex
+	}
 
 	maintenance sync.Mutex // held by the one collection that runs
 	pins        pins
@@ -64,6 +70,7 @@ func Open(ctx context.Context, opt Options) (*Registry, error) {
 	r := &Registry{
 		db: opt.DB, blobs: opt.Blobs, identity: opt.Identity,
 		clock: opt.Clock, log: opt.Log, verifiers: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		reviews: make(chan struct{}, 1),
 	}
 	if r.clock == nil {
 		r.clock = time.Now

@@ -60,6 +60,10 @@ type GatherOptions struct {
 	Trust      *Trust
 	Repository string
 	Now        time.Time
+
+	// Status is what is known to be withdrawn, besides what withdrawals the
+	// source holds; nil if nobody was asked.
+	Status *Status
 }
 
 // Evidence is all that is said about a model, verified or not.
@@ -74,6 +78,9 @@ type Evidence struct {
 	// Quorums are how many holders have to state what needs a role, where
 	// that is more than one.
 	Quorums map[Role]int `json:"quorums,omitempty"`
+
+	// Status is the status list that was there; nil if none was.
+	Status *Status `json:"status,omitempty"`
 
 	// Incomplete says why not everything could be read; "" if it was. A gate
 	// takes incomplete evidence as none.
@@ -135,7 +142,7 @@ func Gather(ctx context.Context, src Source, subject digest.Digest, opt GatherOp
 	if opt.Trust == nil {
 		opt.Trust = NoTrust()
 	}
-	ev := &Evidence{Subject: subject, Repository: opt.Repository, Trust: opt.Trust.Digest(), Facts: []Fact{}}
+	ev := &Evidence{Subject: subject, Repository: opt.Repository, Trust: opt.Trust.Digest(), Facts: []Fact{}, Status: opt.Status}
 	for _, role := range Roles {
 		if n := opt.Trust.Quorum(role, opt.Repository); n > 1 {
 			if ev.Quorums == nil {

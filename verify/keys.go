@@ -29,6 +29,14 @@ func GenerateKey() (*Key, error) {
 	return &Key{k}, nil
 }
 
+// NewKey is a key that is there already.
+func NewKey(k *ecdsa.PrivateKey) (*Key, error) {
+	if k.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("it is of curve %s: only ECDSA P-256 keys are used", k.Params().Name)
+	}
+	return &Key{k}, nil
+}
+
 // PEM types of private keys: cosign's, its older one, and plain PKCS #8.
 const (
 	pemSigstore = "ENCRYPTED SIGSTORE PRIVATE KEY"

@@ -3,7 +3,6 @@ package verify
 import (
 	"context"
 	"crypto"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -11,7 +10,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
 	"github.com/sigstore/sigstore-go/pkg/sign"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -61,15 +59,7 @@ func SignRefusal(key *Key, statement []byte) ([]byte, error) {
 	if s.PredicateType != attest.PredicateRefusal {
 		return nil, fmt.Errorf("%s is no refusal", s.PredicateType)
 	}
-	_, sig, err := key.sign(dsse.PAE(attest.InTotoPayloadType, statement))
-	if err != nil {
-		return nil, fmt.Errorf("signing: %w", err)
-	}
-	return json.Marshal(dsse.Envelope{
-		PayloadType: attest.InTotoPayloadType,
-		Payload:     base64.StdEncoding.EncodeToString(statement),
-		Signatures:  []dsse.Signature{{KeyID: key.Hint(), Sig: base64.StdEncoding.EncodeToString(sig)}},
-	})
+	return signEnvelope(key, attest.InTotoPayloadType, statement)
 }
 
 // A Referrer is a manifest that attaches signed bytes to a subject, with the

@@ -54,6 +54,9 @@ const (
 	CodePredicate     = "statement.unknown-predicate"
 	CodeNegative      = "statement.negative"
 	CodeUnsupported   = "signature.unsupported"
+	CodePerson        = "approval.wrong-person"
+	CodeStatusInvalid = "status.invalid"
+	CodeStatusStale   = "status.stale"
 	OutcomeVerified   = "verified"
 )
 
@@ -314,8 +317,16 @@ func accept(payload []byte, subject digest.Digest, ids []*Identity, trust *Trust
 	}
 	switch {
 	case attest.IsOurs(s.PredicateType):
-		if _, err := attest.ParsePredicate(s); err != nil {
+		p, err := attest.ParsePredicate(s)
+		if err != nil {
 			return nil, fail(CodeStatement, "sign a complete predicate", "%v", err)
+		}
+		// "Signed electronic records shall contain information … that clearly
+		// indicates … the printed name of the signer" (21 CFR 11.50): the person
+		// that it names has to be the one whose key it is.
+		if a, ok := p.(attest.Approval); ok && a.Person != id.holder {
+			return nil, fail(CodePerson, "sign it with the key of "+a.Person+", or make that the holder of "+id.ID+" in the trust file",
+				"it names %s, and the key is that of %s", a.Person, id.holder)
 		}
 	case s.PredicateType == attest.PredicateTestResult:
 		// A test result that names the model as its subject must be a good

@@ -73,6 +73,51 @@ func (s accounts) RevokeToken(ctx context.Context, q *pb.RevokeTokenRequest) (*p
 	})
 }
 
+func (s accounts) EnrollPerson(ctx context.Context, q *pb.EnrollPersonRequest) (*pb.EnrollPersonResponse, error) {
+	return answer(ctx, s.server, q, func(actor access.Actor) (*pb.EnrollPersonResponse, error) {
+		if err := required("id", q.GetId(), "name", q.GetName()); err != nil {
+			return nil, err
+		}
+		p, err := s.Registry.EnrollPerson(ctx, actor, q.GetId(), q.GetName())
+		if err != nil {
+			return nil, err
+		}
+		return &pb.EnrollPersonResponse{Person: personOf(p)}, nil
+	})
+}
+
+func (s accounts) GetPerson(ctx context.Context, q *pb.GetPersonRequest) (*pb.GetPersonResponse, error) {
+	return answer(ctx, s.server, q, func(actor access.Actor) (*pb.GetPersonResponse, error) {
+		if err := required("id", q.GetId()); err != nil {
+			return nil, err
+		}
+		p, err := s.Registry.Person(ctx, actor, q.GetId())
+		if err != nil {
+			return nil, err
+		}
+		return &pb.GetPersonResponse{Person: personOf(p)}, nil
+	})
+}
+
+func (s accounts) ErasePerson(ctx context.Context, q *pb.ErasePersonRequest) (*pb.ErasePersonResponse, error) {
+	return answer(ctx, s.server, q, func(actor access.Actor) (*pb.ErasePersonResponse, error) {
+		if err := required("id", q.GetId()); err != nil {
+			return nil, err
+		}
+		p, err := s.Registry.ErasePerson(ctx, actor, q.GetId())
+		if err != nil {
+			return nil, err
+		}
+		return &pb.ErasePersonResponse{Person: personOf(p)}, nil
+	})
+}
+
+func personOf(p registry.Person) *pb.Person {
+	return &pb.Person{
+		Id: p.ID, Name: p.Name, NameHash: p.NameHash, EnrolledAt: timestamp(p.Enrolled), ErasedAt: timestamp(p.Erased), LogIndex: p.LogIndex,
+	}
+}
+
 func grantsOf(grants []access.Grant) (list []*pb.Grant) {
 	for _, g := range grants {
 		list = append(list, &pb.Grant{Role: string(g.Role), Repositories: g.Repositories})

@@ -96,7 +96,25 @@ func factOf(f registry.Fact) (*pb.Fact, error) {
 		Subject: string(f.Subject), Referrer: string(f.Referrer), PredicateType: f.PredicateType,
 		Outcome: f.Outcome, Message: f.Message, Remedy: f.Remedy, Identity: f.Identity, Role: f.Role,
 		TrustDigest: string(f.Trust), AdmittedAt: timestamp(f.At), LogIndex: f.LogIndex, Predicate: string(f.Predicate),
+		Holder: f.Holder, SignedAt: timestamp(f.Signed.At), SignedBy: f.Signed.By,
 	}, nil
+}
+
+func reviewOf(rv registry.Review) *pb.Review {
+	out := &pb.Review{
+		TrustDigest: string(rv.Trust), StartedAt: timestamp(rv.Started), FinishedAt: timestamp(rv.Finished),
+		Examined: int64(rv.Examined), Flipped: int64(rv.Flipped),
+	}
+	standing := func(s registry.Standing) *pb.Standing {
+		return &pb.Standing{Outcome: s.Outcome, Message: s.Message, Remedy: s.Remedy, Identity: s.Identity, Role: s.Role}
+	}
+	for _, f := range rv.Flips {
+		out.Flips = append(out.Flips, &pb.Flip{
+			Repository: f.Repository, Subject: string(f.Subject), Referrer: string(f.Referrer), PredicateType: f.PredicateType,
+			Before: standing(f.Before), After: standing(f.After),
+		})
+	}
+	return out
 }
 
 var nodeKinds = map[string]pb.NodeKind{
@@ -169,6 +187,7 @@ func decisionOf(r registry.DecisionRecord) (*pb.DecideResponse, error) {
 	d := &pb.Decision{
 		Allow: r.Allow, Model: string(r.Model), Repository: r.Repository, Environment: r.Environment,
 		EnvironmentDocument: string(r.EnvironmentDocument), PolicyDigest: string(r.Policy), TrustDigest: string(r.Trust), At: timestamp(r.At),
+		BreakGlass: r.BreakGlass,
 	}
 	for _, x := range r.Reasons {
 		d.Reasons = append(d.Reasons, &pb.Reason{Code: x.Code, Message: x.Message, Remedy: x.Remedy, Evidence: digests(x.Evidence)})
@@ -178,10 +197,14 @@ func decisionOf(r registry.DecisionRecord) (*pb.DecideResponse, error) {
 		Incomplete: r.Evidence.Incomplete, NoEvidence: r.NoEvidence(r.Evidence),
 	}
 	for _, f := range r.Evidence.Facts {
-		out.Evidence = append(out.Evidence, &pb.Evidence{
+		e := &pb.Evidence{
 			About: string(f.About), Referrer: string(f.Referrer), PredicateType: f.PredicateType,
-			Outcome: f.Outcome, Message: f.Message, Remedy: f.Remedy, Identity: f.Identity, Role: string(f.Role),
-		})
+			Outcome: f.Outcome, Message: f.Message, Remedy: f.Remedy, Identity: f.Identity, Role: string(f.Role), Holder: f.Holder,
+		}
+		if f.Signed != nil {
+			e.SignedAt, e.SignedBy = timestamp(f.Signed.At), f.Signed.By
+		}
+		out.Evidence = append(out.Evidence, e)
 	}
 	return out, nil
 }
@@ -191,7 +214,7 @@ func leafOf(l registry.Leaf) *pb.Leaf {
 	event := &pb.Event{
 		Kind: e.Kind, At: timestamp(e.At), Actor: e.Actor, Request: e.Request, Repository: e.Repository,
 		Digests: digests(e.Digests), Subjects: digests(e.Subjects), Version: int32(e.Version), Artifact: e.Artifact,
-		Outcome: e.Outcome, Environment: e.Environment, ReasonHash: e.ReasonHash,
+		Outcome: e.Outcome, Environment: e.Environment, ReasonHash: e.ReasonHash, Person: e.Person,
 	}
 	for _, t := range e.Tags {
 		event.Tags = append(event.Tags, &pb.TagChange{Tag: t.Tag, From: string(t.From), To: string(t.To)})

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/registry"
 	"github.com/assay-dev/assay/registry/access"
 )
 
@@ -18,7 +19,13 @@ func (s gate) Decide(ctx context.Context, q *pb.DecideRequest) (*pb.DecideRespon
 		if err := required("repository", q.GetRepository(), "reference", q.GetReference(), "environment", q.GetEnvironment()); err != nil {
 			return nil, err
 		}
-		r, err := s.Registry.Decide(ctx, actor, q.GetRepository(), q.GetReference(), q.GetEnvironment())
+		decide := s.Registry.Decide
+		if why := q.GetBreakGlass(); why != "" {
+			decide = func(ctx context.Context, actor access.Actor, repo, reference, environment string) (registry.DecisionRecord, error) {
+				return s.Registry.BreakGlass(ctx, actor, repo, reference, environment, why)
+			}
+		}
+		r, err := decide(ctx, actor, q.GetRepository(), q.GetReference(), q.GetEnvironment())
 		if err != nil {
 			return nil, err
 		}

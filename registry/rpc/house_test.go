@@ -363,6 +363,28 @@ func (h *house) tell() (s story) {
 	return s
 }
 
+// reviewed waits until the statements were verified under the trust file in
+// force.
+func (h *house) reviewed() {
+	h.t.Helper()
+	ctx, stop := context.WithCancel(h.t.Context())
+	done := make(chan struct{})
+	go func() { h.registry.ReviewTrust(ctx); close(done) }()
+	defer func() { stop(); <-done }()
+	trust, err := h.registry.Trust(ctx, access.Anonymous(true))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for range 1000 {
+		rv, err := h.registry.TrustReview(ctx, access.Anonymous(true))
+		if err == nil && rv.Trust == trust.Digest && !rv.Finished.IsZero() {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	h.t.Fatal("the review does not end")
+}
+
 // contextWith is the context of a request that the gateway let in.
 func contextWith(t testing.TB, actor access.Actor) context.Context {
 	return context.WithValue(t.Context(), callerKey{}, caller{actor: actor})

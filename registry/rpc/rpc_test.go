@@ -32,6 +32,7 @@ import (
 	"github.com/assay-dev/assay/registry/access"
 	"github.com/assay-dev/assay/registry/tlog"
 	"github.com/assay-dev/assay/store"
+	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -94,6 +95,10 @@ func TestTransportsAgree(t *testing.T) {
 	s := h.tell()
 	at := s.deployedAt.Format(time.RFC3339)
 	h.token()
+	h.reviewed()
+	if _, err := h.registry.EnrollPerson(t.Context(), access.Anonymous(true), "p-17", "Ann Example"); err != nil {
+		t.Fatal(err)
+	}
 	seen := map[string]bool{}
 	for _, tc := range []struct {
 		method string
@@ -115,6 +120,9 @@ func TestTransportsAgree(t *testing.T) {
 		{"LogService/ListLeaves", &pb.ListLeavesRequest{About: string(s.model.Digest), PageSize: 3}, &pb.ListLeavesResponse{}, "log/leaves?pageSize=3&about=" + string(s.model.Digest)},
 		{"LogService/GetInclusionProof", &pb.GetInclusionProofRequest{Index: 2}, &pb.GetInclusionProofResponse{}, "log/leaves/2/proof"},
 		{"TrustService/GetTrust", &pb.GetTrustRequest{}, &pb.GetTrustResponse{}, "trust"},
+		{"TrustService/GetTrustReview", &pb.GetTrustReviewRequest{}, &pb.GetTrustReviewResponse{}, "trust/review"},
+		{"TrustService/GetStatusList", &pb.GetStatusListRequest{}, &pb.GetStatusListResponse{}, "status-list"},
+		{"AccessService/GetPerson", &pb.GetPersonRequest{Id: "p-17"}, &pb.GetPersonResponse{}, "persons/p-17"},
 		{"TrustService/GetPolicy", &pb.GetPolicyRequest{}, &pb.GetPolicyResponse{}, "policy"},
 		{"AccessService/GetSelf", &pb.GetSelfRequest{}, &pb.GetSelfResponse{}, "self"},
 		{"AccessService/ListTokens", &pb.ListTokensRequest{}, &pb.ListTokensResponse{}, "tokens"},
@@ -861,6 +869,26 @@ func TestEveryFieldIsAnswered(t *testing.T) {
 	if _, err := h.registry.SetPolicy(t.Context(), access.Anonymous(true), []byte("version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\n")); err != nil {
 		t.Fatal(err)
 	}
+	// Something is withdrawn, somebody approves who is not required, and the
+	// trust file changes so that a statement flips.
+	bad := h.push(repo, "", "bad weights", "0.1.0")
+	h.attach(bad, s.keys["withdrawal"], attest.Withdrawal{Reason: "recall", WithdrawnAt: h.clock(), StatedBy: "risk"})
+	person, err := h.registry.EnrollPerson(t.Context(), access.Anonymous(true), "p-17", "Ann Example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.reviewed()
+	less := maps.Clone(s.keys)
+	less[verify.Withdrawal], less[verify.Deployment] = less[verify.Deployment], less[verify.Withdrawal]
+	if _, err := h.registry.SetTrust(t.Context(), access.Anonymous(true), []byte(trustFile(less))); err != nil {
+		t.Fatal(err)
+	}
+	h.reviewed()
+	if _, err := h.registry.SetTrust(t.Context(), access.Anonymous(true), []byte(trustFile(s.keys))); err != nil {
+		t.Fatal(err)
+	}
+	h.reviewed()
+	approvals := "version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\nrequireApprovals: 1\n"
 	first, second := h.token(), h.token()
 	// Garbage of every kind, and damage: an orphan whose lease is over, an
 	// upload that rests, bytes that nothing names, and two blobs whose bytes
@@ -913,6 +941,15 @@ func TestEveryFieldIsAnswered(t *testing.T) {
 		{"GET", "deployments?environment=prod-eu", ""},
 		{"POST", "decisions", `{"repository":"credit/scorer","reference":"1.4.0","environment":"prod-eu"}`},
 		{"POST", "decisions", `{"repository":"credit/scorer","reference":"1.3.0","environment":"prod-eu"}`},
+		{"PUT", "policy", string(must(json.Marshal(map[string]string{"yaml": approvals})))},
+		{"POST", "decisions", `{"repository":"credit/scorer","reference":"1.4.0","environment":"prod-eu","breakGlass":"the approver is ill"}`},
+		{"POST", "trust/test", string(must(json.Marshal(map[string]string{"yaml": trustFile(less)})))},
+		{"GET", "trust/review", ""},
+		{"GET", "status-list", ""},
+		{"GET", "persons/p-17", ""},
+		{"POST", "persons", `{"id":"p-18","name":"Bob Example"}`},
+		{"POST", "persons/p-18/erase", `{}`},
+		{"GET", fmt.Sprintf("log/leaves/%d", person.LogIndex), ""},
 		{"GET", "log/checkpoint", ""},
 		{"GET", "log/leaves/0/proof", ""},
 		{"GET", "log/leaves/2", ""},

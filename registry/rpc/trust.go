@@ -58,3 +58,39 @@ func (s trust) SetPolicy(ctx context.Context, q *pb.SetPolicyRequest) (*pb.SetPo
 		return &pb.SetPolicyResponse{Policy: documentOf(d)}, nil
 	})
 }
+
+func (s trust) TestTrust(ctx context.Context, q *pb.TestTrustRequest) (*pb.TestTrustResponse, error) {
+	return answer(ctx, s.server, q, func(actor access.Actor) (*pb.TestTrustResponse, error) {
+		if err := required("yaml", q.GetYaml()); err != nil {
+			return nil, err
+		}
+		rv, err := s.Registry.TestTrust(ctx, actor, []byte(q.GetYaml()))
+		if err != nil {
+			return nil, err
+		}
+		return &pb.TestTrustResponse{Review: reviewOf(rv)}, nil
+	})
+}
+
+func (s trust) GetTrustReview(ctx context.Context, q *pb.GetTrustReviewRequest) (*pb.GetTrustReviewResponse, error) {
+	return answer(ctx, s.server, q, func(actor access.Actor) (*pb.GetTrustReviewResponse, error) {
+		rv, err := s.Registry.TrustReview(ctx, actor)
+		if err != nil {
+			return nil, err
+		}
+		return &pb.GetTrustReviewResponse{Review: reviewOf(rv)}, nil
+	})
+}
+
+func (s trust) GetStatusList(ctx context.Context, q *pb.GetStatusListRequest) (*pb.GetStatusListResponse, error) {
+	return answer(ctx, s.server, q, func(actor access.Actor) (*pb.GetStatusListResponse, error) {
+		l, err := s.Registry.StatusList(ctx, actor)
+		if err != nil {
+			return nil, err
+		}
+		return &pb.GetStatusListResponse{
+			Envelope: l.Envelope, PublicKey: string(l.PublicKey), Entries: int64(len(l.List.Withdrawn)),
+			IssuedAt: timestamp(l.List.Validity.NotBefore), ExpiresAt: timestamp(l.List.Validity.NotAfter),
+		}, nil
+	})
+}

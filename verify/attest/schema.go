@@ -11,8 +11,9 @@ import (
 var schemas embed.FS
 
 // Schema returns the JSON Schema (draft 2020-12) of a document: certificate,
-// refusal, lineage, deployment, approval, withdrawal, statement, environment,
-// suite, case, criteria, plan, observation, replay, report or pieces. It says which
+// refusal, lineage, deployment, approval, withdrawal, statement, status-list,
+// environment, suite, case, criteria, plan, observation, replay, report or
+// pieces. It says which
 // fields there are and of which type; what [Predicate.Validate] asks beyond
 // that is in its comments.
 func Schema(name string) ([]byte, error) {

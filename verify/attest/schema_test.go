@@ -70,6 +70,11 @@ var documents = map[string]struct {
 	"deployment": {Deployment{EnvironmentName: "prod-eu", Environment: some("environment"), Basis: "observed", StatedBy: "pipeline", From: at}, readPredicate(PredicateDeployment)},
 	"approval":   {Approval{Person: "p-17", NameHash: "ab12", Meaning: "approval", Reason: "validated", ApprovedAt: at}, readPredicate(PredicateApproval)},
 	"withdrawal": {Withdrawal{Reason: "recall", WithdrawnAt: at, StatedBy: "risk"}, readPredicate(PredicateWithdrawal)},
+	"status-list": {StatusList{Version: 1, Issuer: "assay.log/test", LogSize: 42, Validity: Validity{at, at.Add(time.Hour)},
+		Withdrawn: []StatusEntry{{string(digest.FromString("certificate")), at}}}, func(raw []byte) error {
+		_, err := ParseStatusList(raw)
+		return err
+	}},
 	"statement": {Statement{Type: StatementTypeV1, Subject: []Resource{some("model")}, PredicateType: PredicateSignature, Predicate: json.RawMessage("{}")}, func(raw []byte) error {
 		_, err := ParseStatement(raw)
 		return err

@@ -40,13 +40,16 @@ type Approval struct {
 	ApprovedAt time.Time `json:"approvedAt"`
 }
 
+// MeaningApproval is the meaning that counts as an approval.
+const MeaningApproval = "approval"
+
 // PredicateType implements [Predicate].
 func (Approval) PredicateType() string { return PredicateApproval }
 
 // Validate implements [Predicate].
 func (a Approval) Validate() error {
 	switch a.Meaning {
-	case "review", "approval", "responsibility", "authorship":
+	case "review", MeaningApproval, "responsibility", "authorship":
 	default:
 		return fmt.Errorf("meaning is %q: use review, approval, responsibility or authorship (21 CFR 11.50)", a.Meaning)
 	}

@@ -5,9 +5,11 @@ package gate
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -20,9 +22,11 @@ import (
 // Reason codes of decisions, besides those of package verify.
 const (
 	// Of an allow: what it rests on.
-	CodeReleased  = "signature.verified"
-	CodeTraced    = "lineage.verified"
-	CodeCertified = "certificate.valid"
+	CodeReleased   = "signature.verified"
+	CodeTraced     = "lineage.verified"
+	CodeCertified  = "certificate.valid"
+	CodeApproved   = "approval.verified"
+	CodeBreakGlass = "approval.break-glass" // without the approvals that are required
 
 	// Of a deny.
 	CodeIncomplete         = "evidence.incomplete"
@@ -38,6 +42,17 @@ const (
 	CodeEnvironmentChanged = "certificate.environment-changed"
 	CodeRecalled           = "model.recalled"
 	CodeAncestorRecalled   = "model.ancestor-recalled"
+
+	// Fewer holders than the trust file's quorum have said so.
+	CodeReleaseQuorum     = "signature.below-quorum"
+	CodeLineageQuorum     = "lineage.below-quorum"
+	CodeCertificateQuorum = "certificate.below-quorum"
+
+	CodeNoApproval     = "approval.missing"
+	CodeApprovalQuorum = "approval.below-quorum"
+	CodeOwnApproval    = "approval.by-submitter"
+
+	CodeNoStatus = "status.missing"
 )
 
 // A Policy says what a deployment needs. Criteria judge a replay, trust says
@@ -53,16 +68,27 @@ type Policy struct {
 
 	// RequireCertificate: a certificate for the environment as it is now.
 	RequireCertificate bool `json:"requireCertificate" yaml:"requireCertificate"`
+
+	// RequireApprovals is how many persons have to approve, none of whom
+	// released the version or stated its lineage; 0 is none. The trust file's
+	// quorum can ask for more.
+	RequireApprovals int `json:"requireApprovals,omitempty" yaml:"requireApprovals"`
+
+	// RequireStatus: a status list that is up to date. A server that decides
+	// itself has one.
+	RequireStatus bool `json:"requireStatus,omitempty" yaml:"requireStatus"`
 }
 
-// DefaultPolicy requires everything there is.
+// DefaultPolicy requires what every model has: approvals by persons and status
+// lists are asked for where people have agreed on them.
 func DefaultPolicy() Policy {
 	return Policy{Version: 1, RequireRelease: true, RequireLineage: true, RequireCertificate: true}
 }
 
-// ParsePolicy reads a policy file (YAML, version 1), strictly. Every
-// requirement has to be written down: one that was left out is an error, and
-// not an exemption.
+// ParsePolicy reads a policy file (YAML, version 1), strictly. The first three
+// requirements have to be written down: one that was left out is an error, and
+// not an exemption. The later ones, requireApprovals and requireStatus, are
+// not required if they are left out, so that older files mean what they meant.
 func ParsePolicy(raw []byte) (Policy, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(raw))
 	dec.KnownFields(true)
@@ -71,6 +97,8 @@ func ParsePolicy(raw []byte) (Policy, error) {
 		RequireRelease     *bool `yaml:"requireRelease"`
 		RequireLineage     *bool `yaml:"requireLineage"`
 		RequireCertificate *bool `yaml:"requireCertificate"`
+		RequireApprovals   int   `yaml:"requireApprovals"`
+		RequireStatus      bool  `yaml:"requireStatus"`
 	}
 	if err := dec.Decode(&f); err != nil {
 		return Policy{}, fmt.Errorf("policy file: %w", err)
@@ -83,9 +111,16 @@ func ParsePolicy(raw []byte) (Policy, error) {
 		return Policy{}, fmt.Errorf("policy file: version %d is unknown; write version: 1", f.Version)
 	case f.RequireRelease == nil || f.RequireLineage == nil || f.RequireCertificate == nil:
 		return Policy{}, fmt.Errorf("policy file: write requireRelease, requireLineage and requireCertificate, each true or false")
+	case f.RequireApprovals < 0 || f.RequireApprovals > maxApprovals:
+		return Policy{}, fmt.Errorf("policy file: requireApprovals is %d; write a number of persons, from 0 to %d", f.RequireApprovals, maxApprovals)
 	}
-	return Policy{1, *f.RequireRelease, *f.RequireLineage, *f.RequireCertificate}, nil
+	return Policy{
+		Version: 1, RequireRelease: *f.RequireRelease, RequireLineage: *f.RequireLineage, RequireCertificate: *f.RequireCertificate,
+		RequireApprovals: f.RequireApprovals, RequireStatus: f.RequireStatus,
+	}, nil
 }
+
+const maxApprovals = 100
 
 // Digest identifies the policy.
 func (p Policy) Digest() digest.Digest {
@@ -107,6 +142,11 @@ type Question struct {
 	EnvironmentDocument digest.Digest
 
 	Now time.Time
+
+	// BreakGlass: somebody who may has said that it is to be deployed without
+	// the approvals that are required, and answers for it. Nothing else is
+	// let pass for that.
+	BreakGlass bool
 }
 
 // A Decision answers a question.
@@ -116,6 +156,9 @@ type Decision struct {
 	Repository          string        `json:"repository"`
 	Environment         string        `json:"environment"`
 	EnvironmentDocument digest.Digest `json:"environmentDocument,omitempty"`
+
+	// BreakGlass: it was allowed without the approvals that are required.
+	BreakGlass bool `json:"breakGlass,omitempty"`
 
 	// Reasons of an allow are what it rests on; of a deny, all that stands
 	// in its way.
@@ -147,6 +190,7 @@ func (d Decision) NoEvidence(ev *verify.Evidence) bool {
 func Decide(p Policy, ev *verify.Evidence, q Question) Decision {
 	c := &court{p: p, ev: ev, q: q}
 	c.whole()
+	c.status()
 	c.recalls()
 	if p.RequireRelease {
 		c.release()
@@ -157,8 +201,11 @@ func Decide(p Policy, ev *verify.Evidence, q Question) Decision {
 	if p.RequireCertificate {
 		c.certificate()
 	}
+	if p.RequireApprovals > 0 || ev.Quorums[verify.Approval] > 0 {
+		c.approvals()
+	}
 	d := Decision{
-		Allow: len(c.against) == 0, Model: q.Model, Repository: q.Repository,
+		Allow: len(c.against) == 0, BreakGlass: c.broken && len(c.against) == 0, Model: q.Model, Repository: q.Repository,
 		Environment: q.Environment, EnvironmentDocument: q.EnvironmentDocument,
 		Reasons: c.against, Policy: p.Digest(), Trust: ev.Trust, At: q.Now.UTC(),
 	}
@@ -177,6 +224,7 @@ type court struct {
 	q       Question
 	against []Reason
 	rests   []Reason
+	broken  bool
 }
 
 func (c *court) deny(code, remedy, message string, evidence ...digest.Digest) {
@@ -228,7 +276,104 @@ func (c *court) failed(predicateType string) (found bool) {
 	return found
 }
 
+// status: a list that is there has to be up to date, whether it is required
+// or not.
+func (c *court) status() {
+	switch s := c.ev.Status; {
+	case s == nil && c.p.RequireStatus:
+		c.deny(CodeNoStatus, "fetch one and name it: assay trust status --out FILE; assay gate --status FILE …", "the policy requires a status list, and there is none")
+	case s != nil:
+		var f *verify.Failure
+		if err := s.Current(c.q.Now); errors.As(err, &f) {
+			c.deny(f.Code, f.Remedy, f.Message)
+		}
+	}
+}
+
+// listed says since when the status list has something as withdrawn.
+func (c *court) listed(d digest.Digest) (since string, ok bool) {
+	if c.ev.Status == nil {
+		return "", false
+	}
+	e, ok := c.ev.Status.List.Find(d)
+	return e.Since.UTC().Format(time.RFC3339), ok
+}
+
+// enough says whether as many holders as the trust file asks for have made
+// verified statements, and is a reason against it if not.
+func (c *court) enough(role verify.Role, facts []verify.Fact, code, remedy string) bool {
+	need := max(1, c.ev.Quorums[role])
+	var holders []string
+	var referrers []digest.Digest
+	for _, f := range facts {
+		if !slices.Contains(holders, f.Holder) {
+			holders, referrers = append(holders, f.Holder), append(referrers, f.Referrer)
+		}
+	}
+	if len(holders) < need {
+		c.deny(code, remedy+", signed by somebody else who has the role "+string(role),
+			fmt.Sprintf("%d of %d that the trust file asks for have said so: %s", len(holders), need, strings.Join(holders, ", ")), referrers...)
+		return false
+	}
+	return true
+}
+
+// approvals: persons who approve, and who did not submit it.
+func (c *court) approvals() {
+	need := max(c.p.RequireApprovals, c.ev.Quorums[verify.Approval])
+	submitters := map[string]bool{}
+	for _, f := range c.ev.Facts {
+		if _, ok := f.Verified(); ok && f.About == c.q.Model && (f.Role == verify.Release || f.Role == verify.Provenance) {
+			submitters[f.Holder] = true
+		}
+	}
+	var persons []string
+	var referrers []digest.Digest
+	var against []Reason
+	for _, f := range c.verified(c.q.Model, attest.PredicateApproval) {
+		a, ok := verify.Predicate[attest.Approval](f)
+		// "Review", "responsibility" and "authorship" are signatures too, and
+		// mean something else (21 CFR 11.50).
+		if !ok || a.Meaning != attest.MeaningApproval {
+			continue
+		}
+		if submitters[f.Holder] {
+			against = append(against, Reason{CodeOwnApproval, f.Holder + " approved what they submitted themselves", "have somebody else approve it", []digest.Digest{f.Referrer}})
+			continue
+		}
+		if !slices.Contains(persons, f.Holder) {
+			persons, referrers = append(persons, f.Holder), append(referrers, f.Referrer)
+		}
+	}
+	if len(persons) >= need {
+		c.rest(CodeApproved, fmt.Sprintf("approved by %s (%d required)", strings.Join(persons, ", "), need), referrers...)
+		return
+	}
+	if c.q.BreakGlass {
+		c.broken = true
+		c.rest(CodeBreakGlass, fmt.Sprintf("BREAK GLASS: %d of %d approvals are there", len(persons), need), referrers...)
+		return
+	}
+	remedy := "assay approve --key approver.key --person ID --reason TEXT " + c.reference()
+	c.against = append(c.against, against...)
+	if len(persons) > 0 {
+		c.deny(CodeApprovalQuorum, remedy, fmt.Sprintf("%d of %d approvals are there: %s", len(persons), need, strings.Join(persons, ", ")), referrers...)
+		return
+	}
+	c.failed(attest.PredicateApproval)
+	c.deny(CodeNoApproval, remedy, fmt.Sprintf("no approval verifies, and %d are required", need))
+}
+
 func (c *court) recalls() {
+	if since, ok := c.listed(c.q.Model); ok {
+		c.deny(CodeRecalled, "deploy another version", "the status list has the model as withdrawn since "+since)
+	}
+	for _, d := range c.ancestors() {
+		if since, ok := c.listed(d); ok {
+			c.deny(CodeAncestorRecalled, "train again without it, or deploy another version",
+				fmt.Sprintf("it descends from %s, which the status list has as withdrawn since %s", d, since))
+		}
+	}
 	for _, f := range c.ev.Facts {
 		w, ok := verify.Predicate[attest.Withdrawal](f)
 		if !ok {
@@ -244,30 +389,38 @@ func (c *court) recalls() {
 	}
 }
 
-func (c *court) isAncestor(d digest.Digest) bool {
+func (c *court) isAncestor(d digest.Digest) bool { return slices.Contains(c.ancestors(), d) }
+
+// ancestors are what verified lineage names as parents, of the model or of a
+// parent of it.
+func (c *court) ancestors() (list []digest.Digest) {
 	for _, f := range c.ev.Facts {
 		if l, ok := verify.Predicate[attest.Lineage](f); ok {
 			for _, p := range l.Parents {
-				if got, err := p.Digest.OCI(); err == nil && got == d {
-					return true
+				if d, err := p.Digest.OCI(); err == nil && !slices.Contains(list, d) {
+					list = append(list, d)
 				}
 			}
 		}
 	}
-	return false
+	return list
 }
 
 func (c *court) release() {
+	remedy := "assay sign --key release.key " + c.reference()
 	if facts := c.verified(c.q.Model, attest.PredicateSignature); len(facts) > 0 {
-		c.rest(CodeReleased, "released by "+facts[0].Identity, facts[0].Referrer)
+		if c.enough(verify.Release, facts, CodeReleaseQuorum, remedy) {
+			c.rest(CodeReleased, "released by "+facts[0].Identity, facts[0].Referrer)
+		}
 		return
 	}
 	c.failed(attest.PredicateSignature)
-	c.deny(CodeNoRelease, "assay sign --key release.key "+c.reference(), "no release signature verifies")
+	c.deny(CodeNoRelease, remedy, "no release signature verifies")
 }
 
 func (c *court) lineage() {
 	facts := c.verified(c.q.Model, attest.PredicateLineage)
+	remedy := "assay lineage record --key provenance.key --dataset NAME=FILE " + c.reference()
 	for _, f := range facts {
 		l, ok := verify.Predicate[attest.Lineage](f)
 		if !ok {
@@ -275,12 +428,13 @@ func (c *court) lineage() {
 		}
 		for _, d := range l.Datasets {
 			if d.Relation == attest.TrainedOn {
-				c.rest(CodeTraced, fmt.Sprintf("lineage stated by %s: %d parents, %d datasets, %d code revisions", f.Identity, len(l.Parents), len(l.Datasets), len(l.Code)), f.Referrer)
+				if c.enough(verify.Provenance, facts, CodeLineageQuorum, remedy) {
+					c.rest(CodeTraced, fmt.Sprintf("lineage stated by %s: %d parents, %d datasets, %d code revisions", f.Identity, len(l.Parents), len(l.Datasets), len(l.Code)), f.Referrer)
+				}
 				return
 			}
 		}
 	}
-	remedy := "assay lineage record --key provenance.key --dataset NAME=FILE " + c.reference()
 	if len(facts) > 0 {
 		c.deny(CodeNoDataset, remedy, "its lineage names no dataset it was trained on", facts[0].Referrer)
 		return
@@ -298,6 +452,8 @@ func (c *court) certificate() {
 	}
 	again := fmt.Sprintf("replay and certify again: assay replay --env %s --suite SUITE %s", c.q.Environment, c.reference())
 	var reasons []Reason
+	var good []verify.Fact
+	rests := ""
 	for _, f := range c.verified(c.q.Model, attest.PredicateCertificate) {
 		cert, ok := verify.Predicate[attest.Certificate](f)
 		if !ok || cert.EnvironmentName != c.q.Environment {
@@ -306,9 +462,12 @@ func (c *court) certificate() {
 		measured, err := cert.Environment.Digest.OCI()
 		withdrawn := c.verified(f.Referrer, attest.PredicateWithdrawal)
 		at := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+		since, listed := c.listed(f.Referrer)
 		switch {
 		case len(withdrawn) > 0:
 			reasons = append(reasons, Reason{CodeWithdrawn, "the certificate was withdrawn", again, []digest.Digest{f.Referrer, withdrawn[0].Referrer}})
+		case listed:
+			reasons = append(reasons, Reason{CodeWithdrawn, "the status list has the certificate as withdrawn since " + since, again, []digest.Digest{f.Referrer}})
 		case err != nil || measured != c.q.EnvironmentDocument:
 			reasons = append(reasons, Reason{CodeEnvironmentChanged, "the environment has changed since it was certified; see 'assay env diff'", again, []digest.Digest{f.Referrer}})
 		case c.q.Now.Before(cert.Validity.NotBefore):
@@ -318,9 +477,16 @@ func (c *court) certificate() {
 		case !cert.Validity.Contains(c.q.Now) || cert.Verdict != attest.Certified:
 			reasons = append(reasons, Reason{CodeNoCertificate, "the certificate does not certify", again, []digest.Digest{f.Referrer}})
 		default:
-			c.rest(CodeCertified, fmt.Sprintf("certified by %s until %s: %s", f.Identity, at(cert.Validity.NotAfter), cert.Claim), f.Referrer)
-			return
+			if good = append(good, f); rests == "" {
+				rests = fmt.Sprintf("certified by %s until %s: %s", f.Identity, at(cert.Validity.NotAfter), cert.Claim)
+			}
 		}
+	}
+	if len(good) > 0 {
+		if c.enough(verify.Conformance, good, CodeCertificateQuorum, again) {
+			c.rest(CodeCertified, rests, good[0].Referrer)
+		}
+		return
 	}
 	if len(reasons) > 0 {
 		c.against = append(c.against, reasons...)

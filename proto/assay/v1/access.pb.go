@@ -24,6 +24,370 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type EnrollPersonRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required: opaque, and no name. It is in every statement of the person.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Required.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollPersonRequest) Reset() {
+	*x = EnrollPersonRequest{}
+	mi := &file_assay_v1_access_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollPersonRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollPersonRequest) ProtoMessage() {}
+
+func (x *EnrollPersonRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_access_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollPersonRequest.ProtoReflect.Descriptor instead.
+func (*EnrollPersonRequest) Descriptor() ([]byte, []int) {
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *EnrollPersonRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EnrollPersonRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type EnrollPersonResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Person        *Person                `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrollPersonResponse) Reset() {
+	*x = EnrollPersonResponse{}
+	mi := &file_assay_v1_access_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrollPersonResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrollPersonResponse) ProtoMessage() {}
+
+func (x *EnrollPersonResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_access_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrollPersonResponse.ProtoReflect.Descriptor instead.
+func (*EnrollPersonResponse) Descriptor() ([]byte, []int) {
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *EnrollPersonResponse) GetPerson() *Person {
+	if x != nil {
+		return x.Person
+	}
+	return nil
+}
+
+type GetPersonRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPersonRequest) Reset() {
+	*x = GetPersonRequest{}
+	mi := &file_assay_v1_access_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPersonRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPersonRequest) ProtoMessage() {}
+
+func (x *GetPersonRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_access_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPersonRequest.ProtoReflect.Descriptor instead.
+func (*GetPersonRequest) Descriptor() ([]byte, []int) {
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *GetPersonRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type GetPersonResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Person        *Person                `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPersonResponse) Reset() {
+	*x = GetPersonResponse{}
+	mi := &file_assay_v1_access_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPersonResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPersonResponse) ProtoMessage() {}
+
+func (x *GetPersonResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_access_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPersonResponse.ProtoReflect.Descriptor instead.
+func (*GetPersonResponse) Descriptor() ([]byte, []int) {
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *GetPersonResponse) GetPerson() *Person {
+	if x != nil {
+		return x.Person
+	}
+	return nil
+}
+
+type ErasePersonRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ErasePersonRequest) Reset() {
+	*x = ErasePersonRequest{}
+	mi := &file_assay_v1_access_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ErasePersonRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ErasePersonRequest) ProtoMessage() {}
+
+func (x *ErasePersonRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_access_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ErasePersonRequest.ProtoReflect.Descriptor instead.
+func (*ErasePersonRequest) Descriptor() ([]byte, []int) {
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ErasePersonRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ErasePersonResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Person        *Person                `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ErasePersonResponse) Reset() {
+	*x = ErasePersonResponse{}
+	mi := &file_assay_v1_access_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ErasePersonResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ErasePersonResponse) ProtoMessage() {}
+
+func (x *ErasePersonResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_access_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ErasePersonResponse.ProtoReflect.Descriptor instead.
+func (*ErasePersonResponse) Descriptor() ([]byte, []int) {
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ErasePersonResponse) GetPerson() *Person {
+	if x != nil {
+		return x.Person
+	}
+	return nil
+}
+
+type Person struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Empty if it was erased, or is not for the caller.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// What an approval names beside the id.
+	NameHash   string                 `protobuf:"bytes,3,opt,name=name_hash,json=nameHash,proto3" json:"name_hash,omitempty"`
+	EnrolledAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=enrolled_at,json=enrolledAt,proto3" json:"enrolled_at,omitempty"`
+	// Unset if the name is there.
+	ErasedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=erased_at,json=erasedAt,proto3" json:"erased_at,omitempty"`
+	// Of the leaf that says that the name was recorded.
+	LogIndex      int64 `protobuf:"varint,6,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Person) Reset() {
+	*x = Person{}
+	mi := &file_assay_v1_access_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Person) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Person) ProtoMessage() {}
+
+func (x *Person) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_access_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Person.ProtoReflect.Descriptor instead.
+func (*Person) Descriptor() ([]byte, []int) {
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Person) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Person) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Person) GetNameHash() string {
+	if x != nil {
+		return x.NameHash
+	}
+	return ""
+}
+
+func (x *Person) GetEnrolledAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EnrolledAt
+	}
+	return nil
+}
+
+func (x *Person) GetErasedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ErasedAt
+	}
+	return nil
+}
+
+func (x *Person) GetLogIndex() int64 {
+	if x != nil {
+		return x.LogIndex
+	}
+	return 0
+}
+
 type GetSelfRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -32,7 +396,7 @@ type GetSelfRequest struct {
 
 func (x *GetSelfRequest) Reset() {
 	*x = GetSelfRequest{}
-	mi := &file_assay_v1_access_proto_msgTypes[0]
+	mi := &file_assay_v1_access_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -44,7 +408,7 @@ func (x *GetSelfRequest) String() string {
 func (*GetSelfRequest) ProtoMessage() {}
 
 func (x *GetSelfRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[0]
+	mi := &file_assay_v1_access_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -57,7 +421,7 @@ func (x *GetSelfRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSelfRequest.ProtoReflect.Descriptor instead.
 func (*GetSelfRequest) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{0}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{7}
 }
 
 type GetSelfResponse struct {
@@ -71,7 +435,7 @@ type GetSelfResponse struct {
 
 func (x *GetSelfResponse) Reset() {
 	*x = GetSelfResponse{}
-	mi := &file_assay_v1_access_proto_msgTypes[1]
+	mi := &file_assay_v1_access_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -83,7 +447,7 @@ func (x *GetSelfResponse) String() string {
 func (*GetSelfResponse) ProtoMessage() {}
 
 func (x *GetSelfResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[1]
+	mi := &file_assay_v1_access_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -96,7 +460,7 @@ func (x *GetSelfResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSelfResponse.ProtoReflect.Descriptor instead.
 func (*GetSelfResponse) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{1}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetSelfResponse) GetActor() string {
@@ -127,7 +491,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_assay_v1_access_proto_msgTypes[2]
+	mi := &file_assay_v1_access_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -139,7 +503,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[2]
+	mi := &file_assay_v1_access_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -152,7 +516,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{2}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Grant) GetRole() string {
@@ -183,7 +547,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_assay_v1_access_proto_msgTypes[3]
+	mi := &file_assay_v1_access_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -195,7 +559,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[3]
+	mi := &file_assay_v1_access_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -208,7 +572,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{3}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateTokenRequest) GetName() string {
@@ -244,7 +608,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_assay_v1_access_proto_msgTypes[4]
+	mi := &file_assay_v1_access_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -256,7 +620,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[4]
+	mi := &file_assay_v1_access_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -269,7 +633,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{4}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateTokenResponse) GetToken() *Token {
@@ -299,7 +663,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_assay_v1_access_proto_msgTypes[5]
+	mi := &file_assay_v1_access_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +675,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[5]
+	mi := &file_assay_v1_access_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +688,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{5}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListTokensRequest) GetPageSize() int32 {
@@ -352,7 +716,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_assay_v1_access_proto_msgTypes[6]
+	mi := &file_assay_v1_access_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -364,7 +728,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[6]
+	mi := &file_assay_v1_access_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -377,7 +741,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{6}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -403,7 +767,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_assay_v1_access_proto_msgTypes[7]
+	mi := &file_assay_v1_access_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +779,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[7]
+	mi := &file_assay_v1_access_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +792,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{7}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -447,7 +811,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_assay_v1_access_proto_msgTypes[8]
+	mi := &file_assay_v1_access_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -459,7 +823,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[8]
+	mi := &file_assay_v1_access_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -472,7 +836,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{8}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeTokenResponse) GetToken() *Token {
@@ -499,7 +863,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_assay_v1_access_proto_msgTypes[9]
+	mi := &file_assay_v1_access_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -511,7 +875,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_access_proto_msgTypes[9]
+	mi := &file_assay_v1_access_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -524,7 +888,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_assay_v1_access_proto_rawDescGZIP(), []int{9}
+	return file_assay_v1_access_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Token) GetId() string {
@@ -580,7 +944,28 @@ var File_assay_v1_access_proto protoreflect.FileDescriptor
 
 const file_assay_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x15assay/v1/access.proto\x12\bassay.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n" +
+	"\x15assay/v1/access.proto\x12\bassay.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"9\n" +
+	"\x13EnrollPersonRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"@\n" +
+	"\x14EnrollPersonResponse\x12(\n" +
+	"\x06person\x18\x01 \x01(\v2\x10.assay.v1.PersonR\x06person\"\"\n" +
+	"\x10GetPersonRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"=\n" +
+	"\x11GetPersonResponse\x12(\n" +
+	"\x06person\x18\x01 \x01(\v2\x10.assay.v1.PersonR\x06person\"$\n" +
+	"\x12ErasePersonRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"?\n" +
+	"\x13ErasePersonResponse\x12(\n" +
+	"\x06person\x18\x01 \x01(\v2\x10.assay.v1.PersonR\x06person\"\xdc\x01\n" +
+	"\x06Person\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1b\n" +
+	"\tname_hash\x18\x03 \x01(\tR\bnameHash\x12;\n" +
+	"\venrolled_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"enrolledAt\x127\n" +
+	"\terased_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\berasedAt\x12\x1b\n" +
+	"\tlog_index\x18\x06 \x01(\x03R\blogIndex\"\x10\n" +
 	"\x0eGetSelfRequest\"P\n" +
 	"\x0fGetSelfResponse\x12\x14\n" +
 	"\x05actor\x18\x01 \x01(\tR\x05actor\x12'\n" +
@@ -617,13 +1002,16 @@ const file_assay_v1_access_proto_rawDesc = "" +
 	"\n" +
 	"revoked_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\a \x01(\tR\tcreatedBy2\xa0\x03\n" +
+	"created_by\x18\a \x01(\tR\tcreatedBy2\xe2\x05\n" +
 	"\rAccessService\x12T\n" +
 	"\aGetSelf\x12\x18.assay.v1.GetSelfRequest\x1a\x19.assay.v1.GetSelfResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\f/api/v1/self\x12e\n" +
 	"\vCreateToken\x12\x1c.assay.v1.CreateTokenRequest\x1a\x1d.assay.v1.CreateTokenResponse\"\x19\x82\xd3\xe4\x93\x02\x13:\x01*\"\x0e/api/v1/tokens\x12_\n" +
 	"\n" +
 	"ListTokens\x12\x1b.assay.v1.ListTokensRequest\x1a\x1c.assay.v1.ListTokensResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/api/v1/tokens\x12q\n" +
-	"\vRevokeToken\x12\x1c.assay.v1.RevokeTokenRequest\x1a\x1d.assay.v1.RevokeTokenResponse\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/api/v1/tokens/{id}/revokeB3Z1github.com/assay-dev/assay/proto/assay/v1;assayv1b\x06proto3"
+	"\vRevokeToken\x12\x1c.assay.v1.RevokeTokenRequest\x1a\x1d.assay.v1.RevokeTokenResponse\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/api/v1/tokens/{id}/revoke\x12i\n" +
+	"\fEnrollPerson\x12\x1d.assay.v1.EnrollPersonRequest\x1a\x1e.assay.v1.EnrollPersonResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/api/v1/persons\x12b\n" +
+	"\tGetPerson\x12\x1a.assay.v1.GetPersonRequest\x1a\x1b.assay.v1.GetPersonResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/persons/{id}\x12q\n" +
+	"\vErasePerson\x12\x1c.assay.v1.ErasePersonRequest\x1a\x1d.assay.v1.ErasePersonResponse\"%\x82\xd3\xe4\x93\x02\x1f:\x01*\"\x1a/api/v1/persons/{id}/eraseB3Z1github.com/assay-dev/assay/proto/assay/v1;assayv1b\x06proto3"
 
 var (
 	file_assay_v1_access_proto_rawDescOnce sync.Once
@@ -637,45 +1025,63 @@ func file_assay_v1_access_proto_rawDescGZIP() []byte {
 	return file_assay_v1_access_proto_rawDescData
 }
 
-var file_assay_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_assay_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_assay_v1_access_proto_goTypes = []any{
-	(*GetSelfRequest)(nil),        // 0: assay.v1.GetSelfRequest
-	(*GetSelfResponse)(nil),       // 1: assay.v1.GetSelfResponse
-	(*Grant)(nil),                 // 2: assay.v1.Grant
-	(*CreateTokenRequest)(nil),    // 3: assay.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),   // 4: assay.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),     // 5: assay.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),    // 6: assay.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),    // 7: assay.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),   // 8: assay.v1.RevokeTokenResponse
-	(*Token)(nil),                 // 9: assay.v1.Token
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*EnrollPersonRequest)(nil),   // 0: assay.v1.EnrollPersonRequest
+	(*EnrollPersonResponse)(nil),  // 1: assay.v1.EnrollPersonResponse
+	(*GetPersonRequest)(nil),      // 2: assay.v1.GetPersonRequest
+	(*GetPersonResponse)(nil),     // 3: assay.v1.GetPersonResponse
+	(*ErasePersonRequest)(nil),    // 4: assay.v1.ErasePersonRequest
+	(*ErasePersonResponse)(nil),   // 5: assay.v1.ErasePersonResponse
+	(*Person)(nil),                // 6: assay.v1.Person
+	(*GetSelfRequest)(nil),        // 7: assay.v1.GetSelfRequest
+	(*GetSelfResponse)(nil),       // 8: assay.v1.GetSelfResponse
+	(*Grant)(nil),                 // 9: assay.v1.Grant
+	(*CreateTokenRequest)(nil),    // 10: assay.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),   // 11: assay.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),     // 12: assay.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),    // 13: assay.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),    // 14: assay.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),   // 15: assay.v1.RevokeTokenResponse
+	(*Token)(nil),                 // 16: assay.v1.Token
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
 }
 var file_assay_v1_access_proto_depIdxs = []int32{
-	2,  // 0: assay.v1.GetSelfResponse.grants:type_name -> assay.v1.Grant
-	2,  // 1: assay.v1.CreateTokenRequest.grants:type_name -> assay.v1.Grant
-	10, // 2: assay.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	9,  // 3: assay.v1.CreateTokenResponse.token:type_name -> assay.v1.Token
-	9,  // 4: assay.v1.ListTokensResponse.tokens:type_name -> assay.v1.Token
-	9,  // 5: assay.v1.RevokeTokenResponse.token:type_name -> assay.v1.Token
-	2,  // 6: assay.v1.Token.grants:type_name -> assay.v1.Grant
-	11, // 7: assay.v1.Token.created_at:type_name -> google.protobuf.Timestamp
-	11, // 8: assay.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
-	11, // 9: assay.v1.Token.revoked_at:type_name -> google.protobuf.Timestamp
-	0,  // 10: assay.v1.AccessService.GetSelf:input_type -> assay.v1.GetSelfRequest
-	3,  // 11: assay.v1.AccessService.CreateToken:input_type -> assay.v1.CreateTokenRequest
-	5,  // 12: assay.v1.AccessService.ListTokens:input_type -> assay.v1.ListTokensRequest
-	7,  // 13: assay.v1.AccessService.RevokeToken:input_type -> assay.v1.RevokeTokenRequest
-	1,  // 14: assay.v1.AccessService.GetSelf:output_type -> assay.v1.GetSelfResponse
-	4,  // 15: assay.v1.AccessService.CreateToken:output_type -> assay.v1.CreateTokenResponse
-	6,  // 16: assay.v1.AccessService.ListTokens:output_type -> assay.v1.ListTokensResponse
-	8,  // 17: assay.v1.AccessService.RevokeToken:output_type -> assay.v1.RevokeTokenResponse
-	14, // [14:18] is the sub-list for method output_type
-	10, // [10:14] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	6,  // 0: assay.v1.EnrollPersonResponse.person:type_name -> assay.v1.Person
+	6,  // 1: assay.v1.GetPersonResponse.person:type_name -> assay.v1.Person
+	6,  // 2: assay.v1.ErasePersonResponse.person:type_name -> assay.v1.Person
+	17, // 3: assay.v1.Person.enrolled_at:type_name -> google.protobuf.Timestamp
+	17, // 4: assay.v1.Person.erased_at:type_name -> google.protobuf.Timestamp
+	9,  // 5: assay.v1.GetSelfResponse.grants:type_name -> assay.v1.Grant
+	9,  // 6: assay.v1.CreateTokenRequest.grants:type_name -> assay.v1.Grant
+	18, // 7: assay.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	16, // 8: assay.v1.CreateTokenResponse.token:type_name -> assay.v1.Token
+	16, // 9: assay.v1.ListTokensResponse.tokens:type_name -> assay.v1.Token
+	16, // 10: assay.v1.RevokeTokenResponse.token:type_name -> assay.v1.Token
+	9,  // 11: assay.v1.Token.grants:type_name -> assay.v1.Grant
+	17, // 12: assay.v1.Token.created_at:type_name -> google.protobuf.Timestamp
+	17, // 13: assay.v1.Token.expires_at:type_name -> google.protobuf.Timestamp
+	17, // 14: assay.v1.Token.revoked_at:type_name -> google.protobuf.Timestamp
+	7,  // 15: assay.v1.AccessService.GetSelf:input_type -> assay.v1.GetSelfRequest
+	10, // 16: assay.v1.AccessService.CreateToken:input_type -> assay.v1.CreateTokenRequest
+	12, // 17: assay.v1.AccessService.ListTokens:input_type -> assay.v1.ListTokensRequest
+	14, // 18: assay.v1.AccessService.RevokeToken:input_type -> assay.v1.RevokeTokenRequest
+	0,  // 19: assay.v1.AccessService.EnrollPerson:input_type -> assay.v1.EnrollPersonRequest
+	2,  // 20: assay.v1.AccessService.GetPerson:input_type -> assay.v1.GetPersonRequest
+	4,  // 21: assay.v1.AccessService.ErasePerson:input_type -> assay.v1.ErasePersonRequest
+	8,  // 22: assay.v1.AccessService.GetSelf:output_type -> assay.v1.GetSelfResponse
+	11, // 23: assay.v1.AccessService.CreateToken:output_type -> assay.v1.CreateTokenResponse
+	13, // 24: assay.v1.AccessService.ListTokens:output_type -> assay.v1.ListTokensResponse
+	15, // 25: assay.v1.AccessService.RevokeToken:output_type -> assay.v1.RevokeTokenResponse
+	1,  // 26: assay.v1.AccessService.EnrollPerson:output_type -> assay.v1.EnrollPersonResponse
+	3,  // 27: assay.v1.AccessService.GetPerson:output_type -> assay.v1.GetPersonResponse
+	5,  // 28: assay.v1.AccessService.ErasePerson:output_type -> assay.v1.ErasePersonResponse
+	22, // [22:29] is the sub-list for method output_type
+	15, // [15:22] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_assay_v1_access_proto_init() }
@@ -689,7 +1095,7 @@ func file_assay_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_v1_access_proto_rawDesc), len(file_assay_v1_access_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,10 +19,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AccessService_GetSelf_FullMethodName     = "/assay.v1.AccessService/GetSelf"
-	AccessService_CreateToken_FullMethodName = "/assay.v1.AccessService/CreateToken"
-	AccessService_ListTokens_FullMethodName  = "/assay.v1.AccessService/ListTokens"
-	AccessService_RevokeToken_FullMethodName = "/assay.v1.AccessService/RevokeToken"
+	AccessService_GetSelf_FullMethodName      = "/assay.v1.AccessService/GetSelf"
+	AccessService_CreateToken_FullMethodName  = "/assay.v1.AccessService/CreateToken"
+	AccessService_ListTokens_FullMethodName   = "/assay.v1.AccessService/ListTokens"
+	AccessService_RevokeToken_FullMethodName  = "/assay.v1.AccessService/RevokeToken"
+	AccessService_EnrollPerson_FullMethodName = "/assay.v1.AccessService/EnrollPerson"
+	AccessService_GetPerson_FullMethodName    = "/assay.v1.AccessService/GetPerson"
+	AccessService_ErasePerson_FullMethodName  = "/assay.v1.AccessService/ErasePerson"
 )
 
 // AccessServiceClient is the client API for AccessService service.
@@ -39,6 +42,14 @@ type AccessServiceClient interface {
 	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
 	// Makes a token useless from now on.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
+	// Records the name of a person who approves. Statements and the log have the
+	// id and a salted hash of the name.
+	EnrollPerson(ctx context.Context, in *EnrollPersonRequest, opts ...grpc.CallOption) (*EnrollPersonResponse, error)
+	// Returns a person: the name to auditors, the hash of it to everybody who is
+	// known.
+	GetPerson(ctx context.Context, in *GetPersonRequest, opts ...grpc.CallOption) (*GetPersonResponse, error)
+	// Forgets the names of a person. The hashes stay and tell nothing any more.
+	ErasePerson(ctx context.Context, in *ErasePersonRequest, opts ...grpc.CallOption) (*ErasePersonResponse, error)
 }
 
 type accessServiceClient struct {
@@ -89,6 +100,36 @@ func (c *accessServiceClient) RevokeToken(ctx context.Context, in *RevokeTokenRe
 	return out, nil
 }
 
+func (c *accessServiceClient) EnrollPerson(ctx context.Context, in *EnrollPersonRequest, opts ...grpc.CallOption) (*EnrollPersonResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnrollPersonResponse)
+	err := c.cc.Invoke(ctx, AccessService_EnrollPerson_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessServiceClient) GetPerson(ctx context.Context, in *GetPersonRequest, opts ...grpc.CallOption) (*GetPersonResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetPersonResponse)
+	err := c.cc.Invoke(ctx, AccessService_GetPerson_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *accessServiceClient) ErasePerson(ctx context.Context, in *ErasePersonRequest, opts ...grpc.CallOption) (*ErasePersonResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ErasePersonResponse)
+	err := c.cc.Invoke(ctx, AccessService_ErasePerson_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AccessServiceServer is the server API for AccessService service.
 // All implementations must embed UnimplementedAccessServiceServer
 // for forward compatibility.
@@ -103,6 +144,14 @@ type AccessServiceServer interface {
 	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
 	// Makes a token useless from now on.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
+	// Records the name of a person who approves. Statements and the log have the
+	// id and a salted hash of the name.
+	EnrollPerson(context.Context, *EnrollPersonRequest) (*EnrollPersonResponse, error)
+	// Returns a person: the name to auditors, the hash of it to everybody who is
+	// known.
+	GetPerson(context.Context, *GetPersonRequest) (*GetPersonResponse, error)
+	// Forgets the names of a person. The hashes stay and tell nothing any more.
+	ErasePerson(context.Context, *ErasePersonRequest) (*ErasePersonResponse, error)
 	mustEmbedUnimplementedAccessServiceServer()
 }
 
@@ -124,6 +173,15 @@ func (UnimplementedAccessServiceServer) ListTokens(context.Context, *ListTokensR
 }
 func (UnimplementedAccessServiceServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
+}
+func (UnimplementedAccessServiceServer) EnrollPerson(context.Context, *EnrollPersonRequest) (*EnrollPersonResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EnrollPerson not implemented")
+}
+func (UnimplementedAccessServiceServer) GetPerson(context.Context, *GetPersonRequest) (*GetPersonResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetPerson not implemented")
+}
+func (UnimplementedAccessServiceServer) ErasePerson(context.Context, *ErasePersonRequest) (*ErasePersonResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ErasePerson not implemented")
 }
 func (UnimplementedAccessServiceServer) mustEmbedUnimplementedAccessServiceServer() {}
 func (UnimplementedAccessServiceServer) testEmbeddedByValue()                       {}
@@ -218,6 +276,60 @@ func _AccessService_RevokeToken_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AccessService_EnrollPerson_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnrollPersonRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServiceServer).EnrollPerson(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessService_EnrollPerson_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServiceServer).EnrollPerson(ctx, req.(*EnrollPersonRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AccessService_GetPerson_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetPersonRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServiceServer).GetPerson(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessService_GetPerson_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServiceServer).GetPerson(ctx, req.(*GetPersonRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AccessService_ErasePerson_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ErasePersonRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AccessServiceServer).ErasePerson(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AccessService_ErasePerson_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AccessServiceServer).ErasePerson(ctx, req.(*ErasePersonRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AccessService_ServiceDesc is the grpc.ServiceDesc for AccessService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -240,6 +352,18 @@ var AccessService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeToken",
 			Handler:    _AccessService_RevokeToken_Handler,
+		},
+		{
+			MethodName: "EnrollPerson",
+			Handler:    _AccessService_EnrollPerson_Handler,
+		},
+		{
+			MethodName: "GetPerson",
+			Handler:    _AccessService_GetPerson_Handler,
+		},
+		{
+			MethodName: "ErasePerson",
+			Handler:    _AccessService_ErasePerson_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

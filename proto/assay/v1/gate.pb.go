@@ -30,7 +30,11 @@ type DecideRequest struct {
 	// Required: a tag or a digest.
 	Reference string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
 	// Required: the name of an environment.
-	Environment   string `protobuf:"bytes,3,opt,name=environment,proto3" json:"environment,omitempty"`
+	Environment string `protobuf:"bytes,3,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Why it is to be allowed without the approvals that are required, and
+	// without those only. For operators; it is logged as an event of its own
+	// kind, with the salted hash of this text.
+	BreakGlass    string `protobuf:"bytes,4,opt,name=break_glass,json=breakGlass,proto3" json:"break_glass,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -82,6 +86,13 @@ func (x *DecideRequest) GetReference() string {
 func (x *DecideRequest) GetEnvironment() string {
 	if x != nil {
 		return x.Environment
+	}
+	return ""
+}
+
+func (x *DecideRequest) GetBreakGlass() string {
+	if x != nil {
+		return x.BreakGlass
 	}
 	return ""
 }
@@ -198,9 +209,11 @@ type Decision struct {
 	// Of an allow what it rests on; of a deny all that stands in its way.
 	Reasons []*Reason `protobuf:"bytes,6,rep,name=reasons,proto3" json:"reasons,omitempty"`
 	// The policy and the trust file it was decided under.
-	PolicyDigest  string                 `protobuf:"bytes,7,opt,name=policy_digest,json=policyDigest,proto3" json:"policy_digest,omitempty"`
-	TrustDigest   string                 `protobuf:"bytes,8,opt,name=trust_digest,json=trustDigest,proto3" json:"trust_digest,omitempty"`
-	At            *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"`
+	PolicyDigest string                 `protobuf:"bytes,7,opt,name=policy_digest,json=policyDigest,proto3" json:"policy_digest,omitempty"`
+	TrustDigest  string                 `protobuf:"bytes,8,opt,name=trust_digest,json=trustDigest,proto3" json:"trust_digest,omitempty"`
+	At           *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"`
+	// It was allowed without the approvals that are required.
+	BreakGlass    bool `protobuf:"varint,10,opt,name=break_glass,json=breakGlass,proto3" json:"break_glass,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -298,6 +311,13 @@ func (x *Decision) GetAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Decision) GetBreakGlass() bool {
+	if x != nil {
+		return x.BreakGlass
+	}
+	return false
+}
+
 type Reason struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "signature.missing", "certificate.expired", ...
@@ -383,8 +403,14 @@ type Evidence struct {
 	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	Remedy  string `protobuf:"bytes,6,opt,name=remedy,proto3" json:"remedy,omitempty"`
 	// Of the signer in the trust file, and the role it spoke in.
-	Identity      string `protobuf:"bytes,7,opt,name=identity,proto3" json:"identity,omitempty"`
-	Role          string `protobuf:"bytes,8,opt,name=role,proto3" json:"role,omitempty"`
+	Identity string `protobuf:"bytes,7,opt,name=identity,proto3" json:"identity,omitempty"`
+	Role     string `protobuf:"bytes,8,opt,name=role,proto3" json:"role,omitempty"`
+	// Whose identity it is: statements of one holder count once toward a quorum.
+	Holder string `protobuf:"bytes,9,opt,name=holder,proto3" json:"holder,omitempty"`
+	// When it was signed, and how that is known: "timestamp", "rekor", "log",
+	// "none". Set only if it verified.
+	SignedAt      *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=signed_at,json=signedAt,proto3" json:"signed_at,omitempty"`
+	SignedBy      string                 `protobuf:"bytes,11,opt,name=signed_by,json=signedBy,proto3" json:"signed_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -475,17 +501,40 @@ func (x *Evidence) GetRole() string {
 	return ""
 }
 
+func (x *Evidence) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *Evidence) GetSignedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SignedAt
+	}
+	return nil
+}
+
+func (x *Evidence) GetSignedBy() string {
+	if x != nil {
+		return x.SignedBy
+	}
+	return ""
+}
+
 var File_assay_v1_gate_proto protoreflect.FileDescriptor
 
 const file_assay_v1_gate_proto_rawDesc = "" +
 	"\n" +
-	"\x13assay/v1/gate.proto\x12\bassay.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"o\n" +
+	"\x13assay/v1/gate.proto\x12\bassay.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x01\n" +
 	"\rDecideRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
 	"repository\x12\x1c\n" +
 	"\treference\x18\x02 \x01(\tR\treference\x12 \n" +
-	"\venvironment\x18\x03 \x01(\tR\venvironment\"\x86\x02\n" +
+	"\venvironment\x18\x03 \x01(\tR\venvironment\x12\x1f\n" +
+	"\vbreak_glass\x18\x04 \x01(\tR\n" +
+	"breakGlass\"\x86\x02\n" +
 	"\x0eDecideResponse\x12.\n" +
 	"\bdecision\x18\x01 \x01(\v2\x12.assay.v1.DecisionR\bdecision\x12\x1c\n" +
 	"\tcanonical\x18\x02 \x01(\fR\tcanonical\x12\x1b\n" +
@@ -496,7 +545,7 @@ const file_assay_v1_gate_proto_rawDesc = "" +
 	"incomplete\x18\x06 \x01(\tR\n" +
 	"incomplete\x12\x1f\n" +
 	"\vno_evidence\x18\a \x01(\bR\n" +
-	"noEvidence\"\xcb\x02\n" +
+	"noEvidence\"\xec\x02\n" +
 	"\bDecision\x12\x14\n" +
 	"\x05allow\x18\x01 \x01(\bR\x05allow\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x1e\n" +
@@ -508,12 +557,15 @@ const file_assay_v1_gate_proto_rawDesc = "" +
 	"\areasons\x18\x06 \x03(\v2\x10.assay.v1.ReasonR\areasons\x12#\n" +
 	"\rpolicy_digest\x18\a \x01(\tR\fpolicyDigest\x12!\n" +
 	"\ftrust_digest\x18\b \x01(\tR\vtrustDigest\x12*\n" +
-	"\x02at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"j\n" +
+	"\x02at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1f\n" +
+	"\vbreak_glass\x18\n" +
+	" \x01(\bR\n" +
+	"breakGlass\"j\n" +
 	"\x06Reason\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
 	"\x06remedy\x18\x03 \x01(\tR\x06remedy\x12\x1a\n" +
-	"\bevidence\x18\x04 \x03(\tR\bevidence\"\xdf\x01\n" +
+	"\bevidence\x18\x04 \x03(\tR\bevidence\"\xcd\x02\n" +
 	"\bEvidence\x12\x14\n" +
 	"\x05about\x18\x01 \x01(\tR\x05about\x12\x1a\n" +
 	"\breferrer\x18\x02 \x01(\tR\breferrer\x12%\n" +
@@ -522,7 +574,11 @@ const file_assay_v1_gate_proto_rawDesc = "" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x16\n" +
 	"\x06remedy\x18\x06 \x01(\tR\x06remedy\x12\x1a\n" +
 	"\bidentity\x18\a \x01(\tR\bidentity\x12\x12\n" +
-	"\x04role\x18\b \x01(\tR\x04role2h\n" +
+	"\x04role\x18\b \x01(\tR\x04role\x12\x16\n" +
+	"\x06holder\x18\t \x01(\tR\x06holder\x127\n" +
+	"\tsigned_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\bsignedAt\x12\x1b\n" +
+	"\tsigned_by\x18\v \x01(\tR\bsignedBy2h\n" +
 	"\vGateService\x12Y\n" +
 	"\x06Decide\x12\x17.assay.v1.DecideRequest\x1a\x18.assay.v1.DecideResponse\"\x1c\x82\xd3\xe4\x93\x02\x16:\x01*\"\x11/api/v1/decisionsB3Z1github.com/assay-dev/assay/proto/assay/v1;assayv1b\x06proto3"
 
@@ -552,13 +608,14 @@ var file_assay_v1_gate_proto_depIdxs = []int32{
 	4, // 1: assay.v1.DecideResponse.evidence:type_name -> assay.v1.Evidence
 	3, // 2: assay.v1.Decision.reasons:type_name -> assay.v1.Reason
 	5, // 3: assay.v1.Decision.at:type_name -> google.protobuf.Timestamp
-	0, // 4: assay.v1.GateService.Decide:input_type -> assay.v1.DecideRequest
-	1, // 5: assay.v1.GateService.Decide:output_type -> assay.v1.DecideResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	5, // 4: assay.v1.Evidence.signed_at:type_name -> google.protobuf.Timestamp
+	0, // 5: assay.v1.GateService.Decide:input_type -> assay.v1.DecideRequest
+	1, // 6: assay.v1.GateService.Decide:output_type -> assay.v1.DecideResponse
+	6, // [6:7] is the sub-list for method output_type
+	5, // [5:6] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_assay_v1_gate_proto_init() }

@@ -503,7 +503,9 @@ type Event struct {
 	Outcome     string `protobuf:"bytes,11,opt,name=outcome,proto3" json:"outcome,omitempty"`
 	Environment string `protobuf:"bytes,12,opt,name=environment,proto3" json:"environment,omitempty"`
 	// Salted hash, in hexadecimal, of the reason that was given.
-	ReasonHash    string `protobuf:"bytes,13,opt,name=reason_hash,json=reasonHash,proto3" json:"reason_hash,omitempty"`
+	ReasonHash string `protobuf:"bytes,13,opt,name=reason_hash,json=reasonHash,proto3" json:"reason_hash,omitempty"`
+	// The opaque id of a person whose name was recorded or erased.
+	Person        string `protobuf:"bytes,14,opt,name=person,proto3" json:"person,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -629,6 +631,13 @@ func (x *Event) GetReasonHash() string {
 	return ""
 }
 
+func (x *Event) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
 type TagChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Tag   string                 `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
@@ -722,7 +731,7 @@ const file_assay_v1_log_proto_rawDesc = "" +
 	"\x04Leaf\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x1c\n" +
 	"\tcanonical\x18\x02 \x01(\fR\tcanonical\x12%\n" +
-	"\x05event\x18\x03 \x01(\v2\x0f.assay.v1.EventR\x05event\"\x89\x03\n" +
+	"\x05event\x18\x03 \x01(\v2\x0f.assay.v1.EventR\x05event\"\xa1\x03\n" +
 	"\x05Event\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x14\n" +
@@ -740,7 +749,8 @@ const file_assay_v1_log_proto_rawDesc = "" +
 	"\aoutcome\x18\v \x01(\tR\aoutcome\x12 \n" +
 	"\venvironment\x18\f \x01(\tR\venvironment\x12\x1f\n" +
 	"\vreason_hash\x18\r \x01(\tR\n" +
-	"reasonHash\"A\n" +
+	"reasonHash\x12\x16\n" +
+	"\x06person\x18\x0e \x01(\tR\x06person\"A\n" +
 	"\tTagChange\x12\x10\n" +
 	"\x03tag\x18\x01 \x01(\tR\x03tag\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +

@@ -1076,7 +1076,12 @@ type Fact struct {
 	LogIndex   int64                  `protobuf:"varint,11,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
 	// What it says, as JSON. Empty if it could not be read, or is too large to
 	// be repeated here.
-	Predicate     string `protobuf:"bytes,12,opt,name=predicate,proto3" json:"predicate,omitempty"`
+	Predicate string `protobuf:"bytes,12,opt,name=predicate,proto3" json:"predicate,omitempty"`
+	// Whose identity it is, when it was signed, and how that is known:
+	// "timestamp", "rekor", "log", "none". Empty unless verified.
+	Holder        string                 `protobuf:"bytes,13,opt,name=holder,proto3" json:"holder,omitempty"`
+	SignedAt      *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=signed_at,json=signedAt,proto3" json:"signed_at,omitempty"`
+	SignedBy      string                 `protobuf:"bytes,15,opt,name=signed_by,json=signedBy,proto3" json:"signed_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1195,6 +1200,27 @@ func (x *Fact) GetPredicate() string {
 	return ""
 }
 
+func (x *Fact) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *Fact) GetSignedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SignedAt
+	}
+	return nil
+}
+
+func (x *Fact) GetSignedBy() string {
+	if x != nil {
+		return x.SignedBy
+	}
+	return ""
+}
+
 var File_assay_v1_models_proto protoreflect.FileDescriptor
 
 const file_assay_v1_models_proto_rawDesc = "" +
@@ -1289,7 +1315,7 @@ const file_assay_v1_models_proto_rawDesc = "" +
 	"\x11ListFactsResponse\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12$\n" +
 	"\x05facts\x18\x02 \x03(\v2\x0e.assay.v1.FactR\x05facts\x12&\n" +
-	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xfa\x02\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xe8\x03\n" +
 	"\x04Fact\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x1a\n" +
 	"\breferrer\x18\x02 \x01(\tR\breferrer\x12%\n" +
@@ -1304,7 +1330,10 @@ const file_assay_v1_models_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"admittedAt\x12\x1b\n" +
 	"\tlog_index\x18\v \x01(\x03R\blogIndex\x12\x1c\n" +
-	"\tpredicate\x18\f \x01(\tR\tpredicate2\xfb\x04\n" +
+	"\tpredicate\x18\f \x01(\tR\tpredicate\x12\x16\n" +
+	"\x06holder\x18\r \x01(\tR\x06holder\x127\n" +
+	"\tsigned_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\bsignedAt\x12\x1b\n" +
+	"\tsigned_by\x18\x0f \x01(\tR\bsignedBy2\xfb\x04\n" +
 	"\fModelService\x12w\n" +
 	"\x10ListRepositories\x12!.assay.v1.ListRepositoriesRequest\x1a\".assay.v1.ListRepositoriesResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/repositories\x12g\n" +
 	"\fListVersions\x12\x1d.assay.v1.ListVersionsRequest\x1a\x1e.assay.v1.ListVersionsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/api/v1/versions\x12`\n" +
@@ -1362,23 +1391,24 @@ var file_assay_v1_models_proto_depIdxs = []int32{
 	18, // 8: assay.v1.TagMove.at:type_name -> google.protobuf.Timestamp
 	16, // 9: assay.v1.ListFactsResponse.facts:type_name -> assay.v1.Fact
 	18, // 10: assay.v1.Fact.admitted_at:type_name -> google.protobuf.Timestamp
-	0,  // 11: assay.v1.ModelService.ListRepositories:input_type -> assay.v1.ListRepositoriesRequest
-	3,  // 12: assay.v1.ModelService.ListVersions:input_type -> assay.v1.ListVersionsRequest
-	5,  // 13: assay.v1.ModelService.GetVersion:input_type -> assay.v1.GetVersionRequest
-	9,  // 14: assay.v1.ModelService.ResolveTag:input_type -> assay.v1.ResolveTagRequest
-	11, // 15: assay.v1.ModelService.ListTagMoves:input_type -> assay.v1.ListTagMovesRequest
-	14, // 16: assay.v1.ModelService.ListFacts:input_type -> assay.v1.ListFactsRequest
-	1,  // 17: assay.v1.ModelService.ListRepositories:output_type -> assay.v1.ListRepositoriesResponse
-	4,  // 18: assay.v1.ModelService.ListVersions:output_type -> assay.v1.ListVersionsResponse
-	6,  // 19: assay.v1.ModelService.GetVersion:output_type -> assay.v1.GetVersionResponse
-	10, // 20: assay.v1.ModelService.ResolveTag:output_type -> assay.v1.ResolveTagResponse
-	12, // 21: assay.v1.ModelService.ListTagMoves:output_type -> assay.v1.ListTagMovesResponse
-	15, // 22: assay.v1.ModelService.ListFacts:output_type -> assay.v1.ListFactsResponse
-	17, // [17:23] is the sub-list for method output_type
-	11, // [11:17] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	18, // 11: assay.v1.Fact.signed_at:type_name -> google.protobuf.Timestamp
+	0,  // 12: assay.v1.ModelService.ListRepositories:input_type -> assay.v1.ListRepositoriesRequest
+	3,  // 13: assay.v1.ModelService.ListVersions:input_type -> assay.v1.ListVersionsRequest
+	5,  // 14: assay.v1.ModelService.GetVersion:input_type -> assay.v1.GetVersionRequest
+	9,  // 15: assay.v1.ModelService.ResolveTag:input_type -> assay.v1.ResolveTagRequest
+	11, // 16: assay.v1.ModelService.ListTagMoves:input_type -> assay.v1.ListTagMovesRequest
+	14, // 17: assay.v1.ModelService.ListFacts:input_type -> assay.v1.ListFactsRequest
+	1,  // 18: assay.v1.ModelService.ListRepositories:output_type -> assay.v1.ListRepositoriesResponse
+	4,  // 19: assay.v1.ModelService.ListVersions:output_type -> assay.v1.ListVersionsResponse
+	6,  // 20: assay.v1.ModelService.GetVersion:output_type -> assay.v1.GetVersionResponse
+	10, // 21: assay.v1.ModelService.ResolveTag:output_type -> assay.v1.ResolveTagResponse
+	12, // 22: assay.v1.ModelService.ListTagMoves:output_type -> assay.v1.ListTagMovesResponse
+	15, // 23: assay.v1.ModelService.ListFacts:output_type -> assay.v1.ListFactsResponse
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_assay_v1_models_proto_init() }

@@ -192,6 +192,543 @@ func (x *SetTrustResponse) GetTrust() *Document {
 	return nil
 }
 
+type TestTrustRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required: the trust file.
+	Yaml          string `protobuf:"bytes,1,opt,name=yaml,proto3" json:"yaml,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestTrustRequest) Reset() {
+	*x = TestTrustRequest{}
+	mi := &file_assay_v1_trust_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestTrustRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestTrustRequest) ProtoMessage() {}
+
+func (x *TestTrustRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_trust_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestTrustRequest.ProtoReflect.Descriptor instead.
+func (*TestTrustRequest) Descriptor() ([]byte, []int) {
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TestTrustRequest) GetYaml() string {
+	if x != nil {
+		return x.Yaml
+	}
+	return ""
+}
+
+type TestTrustResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Review        *Review                `protobuf:"bytes,1,opt,name=review,proto3" json:"review,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestTrustResponse) Reset() {
+	*x = TestTrustResponse{}
+	mi := &file_assay_v1_trust_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestTrustResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestTrustResponse) ProtoMessage() {}
+
+func (x *TestTrustResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_trust_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestTrustResponse.ProtoReflect.Descriptor instead.
+func (*TestTrustResponse) Descriptor() ([]byte, []int) {
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *TestTrustResponse) GetReview() *Review {
+	if x != nil {
+		return x.Review
+	}
+	return nil
+}
+
+type GetTrustReviewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTrustReviewRequest) Reset() {
+	*x = GetTrustReviewRequest{}
+	mi := &file_assay_v1_trust_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTrustReviewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTrustReviewRequest) ProtoMessage() {}
+
+func (x *GetTrustReviewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_trust_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTrustReviewRequest.ProtoReflect.Descriptor instead.
+func (*GetTrustReviewRequest) Descriptor() ([]byte, []int) {
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{6}
+}
+
+type GetTrustReviewResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Review        *Review                `protobuf:"bytes,1,opt,name=review,proto3" json:"review,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTrustReviewResponse) Reset() {
+	*x = GetTrustReviewResponse{}
+	mi := &file_assay_v1_trust_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTrustReviewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTrustReviewResponse) ProtoMessage() {}
+
+func (x *GetTrustReviewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_trust_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTrustReviewResponse.ProtoReflect.Descriptor instead.
+func (*GetTrustReviewResponse) Descriptor() ([]byte, []int) {
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *GetTrustReviewResponse) GetReview() *Review {
+	if x != nil {
+		return x.Review
+	}
+	return nil
+}
+
+// What a trust file means for the statements that are there.
+type Review struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDigest string                 `protobuf:"bytes,1,opt,name=trust_digest,json=trustDigest,proto3" json:"trust_digest,omitempty"`
+	StartedAt   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// Unset while it runs.
+	FinishedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=finished_at,json=finishedAt,proto3" json:"finished_at,omitempty"`
+	// Manifests with signed statements that were looked at.
+	Examined int64 `protobuf:"varint,4,opt,name=examined,proto3" json:"examined,omitempty"`
+	// Statements that come out otherwise, and the first 1000 of them.
+	Flipped       int64   `protobuf:"varint,5,opt,name=flipped,proto3" json:"flipped,omitempty"`
+	Flips         []*Flip `protobuf:"bytes,6,rep,name=flips,proto3" json:"flips,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Review) Reset() {
+	*x = Review{}
+	mi := &file_assay_v1_trust_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Review) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Review) ProtoMessage() {}
+
+func (x *Review) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_trust_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Review.ProtoReflect.Descriptor instead.
+func (*Review) Descriptor() ([]byte, []int) {
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Review) GetTrustDigest() string {
+	if x != nil {
+		return x.TrustDigest
+	}
+	return ""
+}
+
+func (x *Review) GetStartedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *Review) GetFinishedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FinishedAt
+	}
+	return nil
+}
+
+func (x *Review) GetExamined() int64 {
+	if x != nil {
+		return x.Examined
+	}
+	return 0
+}
+
+func (x *Review) GetFlipped() int64 {
+	if x != nil {
+		return x.Flipped
+	}
+	return 0
+}
+
+func (x *Review) GetFlips() []*Flip {
+	if x != nil {
+		return x.Flips
+	}
+	return nil
+}
+
+// A statement that comes out otherwise.
+type Flip struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Repository string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
+	// What it is about, and the manifest that carries it.
+	Subject       string    `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	Referrer      string    `protobuf:"bytes,3,opt,name=referrer,proto3" json:"referrer,omitempty"`
+	PredicateType string    `protobuf:"bytes,4,opt,name=predicate_type,json=predicateType,proto3" json:"predicate_type,omitempty"`
+	Before        *Standing `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
+	After         *Standing `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Flip) Reset() {
+	*x = Flip{}
+	mi := &file_assay_v1_trust_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Flip) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Flip) ProtoMessage() {}
+
+func (x *Flip) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_trust_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Flip.ProtoReflect.Descriptor instead.
+func (*Flip) Descriptor() ([]byte, []int) {
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Flip) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *Flip) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Flip) GetReferrer() string {
+	if x != nil {
+		return x.Referrer
+	}
+	return ""
+}
+
+func (x *Flip) GetPredicateType() string {
+	if x != nil {
+		return x.PredicateType
+	}
+	return ""
+}
+
+func (x *Flip) GetBefore() *Standing {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *Flip) GetAfter() *Standing {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+// What verification says of a statement under a trust file.
+type Standing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "verified", or the code of what is wrong with it.
+	Outcome string `protobuf:"bytes,1,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	Remedy  string `protobuf:"bytes,3,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	// Empty unless verified.
+	Identity      string `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
+	Role          string `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_assay_v1_trust_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_trust_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Standing) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Standing) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Standing) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
+func (x *Standing) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *Standing) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+type GetStatusListRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatusListRequest) Reset() {
+	*x = GetStatusListRequest{}
+	mi := &file_assay_v1_trust_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatusListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatusListRequest) ProtoMessage() {}
+
+func (x *GetStatusListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_trust_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatusListRequest.ProtoReflect.Descriptor instead.
+func (*GetStatusListRequest) Descriptor() ([]byte, []int) {
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{11}
+}
+
+type GetStatusListResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A DSSE envelope whose payload is the list (RFC 8785 JSON).
+	Envelope []byte `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	// What it is verified with: PEM. A trust file gives it the role withdrawal.
+	PublicKey string                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	IssuedAt  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// How many things are withdrawn.
+	Entries       int64 `protobuf:"varint,5,opt,name=entries,proto3" json:"entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatusListResponse) Reset() {
+	*x = GetStatusListResponse{}
+	mi := &file_assay_v1_trust_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatusListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatusListResponse) ProtoMessage() {}
+
+func (x *GetStatusListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_assay_v1_trust_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatusListResponse.ProtoReflect.Descriptor instead.
+func (*GetStatusListResponse) Descriptor() ([]byte, []int) {
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetStatusListResponse) GetEnvelope() []byte {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+func (x *GetStatusListResponse) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+func (x *GetStatusListResponse) GetIssuedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return nil
+}
+
+func (x *GetStatusListResponse) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *GetStatusListResponse) GetEntries() int64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
 type GetPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -200,7 +737,7 @@ type GetPolicyRequest struct {
 
 func (x *GetPolicyRequest) Reset() {
 	*x = GetPolicyRequest{}
-	mi := &file_assay_v1_trust_proto_msgTypes[4]
+	mi := &file_assay_v1_trust_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -212,7 +749,7 @@ func (x *GetPolicyRequest) String() string {
 func (*GetPolicyRequest) ProtoMessage() {}
 
 func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_trust_proto_msgTypes[4]
+	mi := &file_assay_v1_trust_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -225,7 +762,7 @@ func (x *GetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*GetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_assay_v1_trust_proto_rawDescGZIP(), []int{4}
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{13}
 }
 
 type GetPolicyResponse struct {
@@ -237,7 +774,7 @@ type GetPolicyResponse struct {
 
 func (x *GetPolicyResponse) Reset() {
 	*x = GetPolicyResponse{}
-	mi := &file_assay_v1_trust_proto_msgTypes[5]
+	mi := &file_assay_v1_trust_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -249,7 +786,7 @@ func (x *GetPolicyResponse) String() string {
 func (*GetPolicyResponse) ProtoMessage() {}
 
 func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_trust_proto_msgTypes[5]
+	mi := &file_assay_v1_trust_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -262,7 +799,7 @@ func (x *GetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*GetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_assay_v1_trust_proto_rawDescGZIP(), []int{5}
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetPolicyResponse) GetPolicy() *Document {
@@ -282,7 +819,7 @@ type SetPolicyRequest struct {
 
 func (x *SetPolicyRequest) Reset() {
 	*x = SetPolicyRequest{}
-	mi := &file_assay_v1_trust_proto_msgTypes[6]
+	mi := &file_assay_v1_trust_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -294,7 +831,7 @@ func (x *SetPolicyRequest) String() string {
 func (*SetPolicyRequest) ProtoMessage() {}
 
 func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_trust_proto_msgTypes[6]
+	mi := &file_assay_v1_trust_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -307,7 +844,7 @@ func (x *SetPolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyRequest.ProtoReflect.Descriptor instead.
 func (*SetPolicyRequest) Descriptor() ([]byte, []int) {
-	return file_assay_v1_trust_proto_rawDescGZIP(), []int{6}
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetPolicyRequest) GetYaml() string {
@@ -326,7 +863,7 @@ type SetPolicyResponse struct {
 
 func (x *SetPolicyResponse) Reset() {
 	*x = SetPolicyResponse{}
-	mi := &file_assay_v1_trust_proto_msgTypes[7]
+	mi := &file_assay_v1_trust_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +875,7 @@ func (x *SetPolicyResponse) String() string {
 func (*SetPolicyResponse) ProtoMessage() {}
 
 func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_trust_proto_msgTypes[7]
+	mi := &file_assay_v1_trust_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +888,7 @@ func (x *SetPolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetPolicyResponse.ProtoReflect.Descriptor instead.
 func (*SetPolicyResponse) Descriptor() ([]byte, []int) {
-	return file_assay_v1_trust_proto_rawDescGZIP(), []int{7}
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SetPolicyResponse) GetPolicy() *Document {
@@ -379,7 +916,7 @@ type Document struct {
 
 func (x *Document) Reset() {
 	*x = Document{}
-	mi := &file_assay_v1_trust_proto_msgTypes[8]
+	mi := &file_assay_v1_trust_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -391,7 +928,7 @@ func (x *Document) String() string {
 func (*Document) ProtoMessage() {}
 
 func (x *Document) ProtoReflect() protoreflect.Message {
-	mi := &file_assay_v1_trust_proto_msgTypes[8]
+	mi := &file_assay_v1_trust_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -404,7 +941,7 @@ func (x *Document) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Document.ProtoReflect.Descriptor instead.
 func (*Document) Descriptor() ([]byte, []int) {
-	return file_assay_v1_trust_proto_rawDescGZIP(), []int{8}
+	return file_assay_v1_trust_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Document) GetYaml() string {
@@ -446,7 +983,47 @@ const file_assay_v1_trust_proto_rawDesc = "" +
 	"\x0fSetTrustRequest\x12\x12\n" +
 	"\x04yaml\x18\x01 \x01(\tR\x04yaml\"<\n" +
 	"\x10SetTrustResponse\x12(\n" +
-	"\x05trust\x18\x01 \x01(\v2\x12.assay.v1.DocumentR\x05trust\"\x12\n" +
+	"\x05trust\x18\x01 \x01(\v2\x12.assay.v1.DocumentR\x05trust\"&\n" +
+	"\x10TestTrustRequest\x12\x12\n" +
+	"\x04yaml\x18\x01 \x01(\tR\x04yaml\"=\n" +
+	"\x11TestTrustResponse\x12(\n" +
+	"\x06review\x18\x01 \x01(\v2\x10.assay.v1.ReviewR\x06review\"\x17\n" +
+	"\x15GetTrustReviewRequest\"B\n" +
+	"\x16GetTrustReviewResponse\x12(\n" +
+	"\x06review\x18\x01 \x01(\v2\x10.assay.v1.ReviewR\x06review\"\xff\x01\n" +
+	"\x06Review\x12!\n" +
+	"\ftrust_digest\x18\x01 \x01(\tR\vtrustDigest\x129\n" +
+	"\n" +
+	"started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12;\n" +
+	"\vfinished_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"finishedAt\x12\x1a\n" +
+	"\bexamined\x18\x04 \x01(\x03R\bexamined\x12\x18\n" +
+	"\aflipped\x18\x05 \x01(\x03R\aflipped\x12$\n" +
+	"\x05flips\x18\x06 \x03(\v2\x0e.assay.v1.FlipR\x05flips\"\xd9\x01\n" +
+	"\x04Flip\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x01 \x01(\tR\n" +
+	"repository\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x1a\n" +
+	"\breferrer\x18\x03 \x01(\tR\breferrer\x12%\n" +
+	"\x0epredicate_type\x18\x04 \x01(\tR\rpredicateType\x12*\n" +
+	"\x06before\x18\x05 \x01(\v2\x12.assay.v1.StandingR\x06before\x12(\n" +
+	"\x05after\x18\x06 \x01(\v2\x12.assay.v1.StandingR\x05after\"\x86\x01\n" +
+	"\bStanding\x12\x18\n" +
+	"\aoutcome\x18\x01 \x01(\tR\aoutcome\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
+	"\x06remedy\x18\x03 \x01(\tR\x06remedy\x12\x1a\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\x12\x12\n" +
+	"\x04role\x18\x05 \x01(\tR\x04role\"\x16\n" +
+	"\x14GetStatusListRequest\"\xe0\x01\n" +
+	"\x15GetStatusListResponse\x12\x1a\n" +
+	"\benvelope\x18\x01 \x01(\fR\benvelope\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\tR\tpublicKey\x127\n" +
+	"\tissued_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x18\n" +
+	"\aentries\x18\x05 \x01(\x03R\aentries\"\x12\n" +
 	"\x10GetPolicyRequest\"?\n" +
 	"\x11GetPolicyResponse\x12*\n" +
 	"\x06policy\x18\x01 \x01(\v2\x12.assay.v1.DocumentR\x06policy\"&\n" +
@@ -461,10 +1038,13 @@ const file_assay_v1_trust_proto_rawDesc = "" +
 	"applied_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tappliedAt\x12 \n" +
 	"\tlog_index\x18\x04 \x01(\x03H\x00R\blogIndex\x88\x01\x01B\f\n" +
 	"\n" +
-	"_log_index2\x84\x03\n" +
+	"_log_index2\xcb\x05\n" +
 	"\fTrustService\x12X\n" +
 	"\bGetTrust\x12\x19.assay.v1.GetTrustRequest\x1a\x1a.assay.v1.GetTrustResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/api/v1/trust\x12[\n" +
-	"\bSetTrust\x12\x19.assay.v1.SetTrustRequest\x1a\x1a.assay.v1.SetTrustResponse\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\x1a\r/api/v1/trust\x12\\\n" +
+	"\bSetTrust\x12\x19.assay.v1.SetTrustRequest\x1a\x1a.assay.v1.SetTrustResponse\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\x1a\r/api/v1/trust\x12c\n" +
+	"\tTestTrust\x12\x1a.assay.v1.TestTrustRequest\x1a\x1b.assay.v1.TestTrustResponse\"\x1d\x82\xd3\xe4\x93\x02\x17:\x01*\"\x12/api/v1/trust/test\x12q\n" +
+	"\x0eGetTrustReview\x12\x1f.assay.v1.GetTrustReviewRequest\x1a .assay.v1.GetTrustReviewResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/api/v1/trust/review\x12m\n" +
+	"\rGetStatusList\x12\x1e.assay.v1.GetStatusListRequest\x1a\x1f.assay.v1.GetStatusListResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/api/v1/status-list\x12\\\n" +
 	"\tGetPolicy\x12\x1a.assay.v1.GetPolicyRequest\x1a\x1b.assay.v1.GetPolicyResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/api/v1/policy\x12_\n" +
 	"\tSetPolicy\x12\x1a.assay.v1.SetPolicyRequest\x1a\x1b.assay.v1.SetPolicyResponse\"\x19\x82\xd3\xe4\x93\x02\x13:\x01*\x1a\x0e/api/v1/policyB3Z1github.com/assay-dev/assay/proto/assay/v1;assayv1b\x06proto3"
 
@@ -480,38 +1060,62 @@ func file_assay_v1_trust_proto_rawDescGZIP() []byte {
 	return file_assay_v1_trust_proto_rawDescData
 }
 
-var file_assay_v1_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_assay_v1_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_assay_v1_trust_proto_goTypes = []any{
-	(*GetTrustRequest)(nil),       // 0: assay.v1.GetTrustRequest
-	(*GetTrustResponse)(nil),      // 1: assay.v1.GetTrustResponse
-	(*SetTrustRequest)(nil),       // 2: assay.v1.SetTrustRequest
-	(*SetTrustResponse)(nil),      // 3: assay.v1.SetTrustResponse
-	(*GetPolicyRequest)(nil),      // 4: assay.v1.GetPolicyRequest
-	(*GetPolicyResponse)(nil),     // 5: assay.v1.GetPolicyResponse
-	(*SetPolicyRequest)(nil),      // 6: assay.v1.SetPolicyRequest
-	(*SetPolicyResponse)(nil),     // 7: assay.v1.SetPolicyResponse
-	(*Document)(nil),              // 8: assay.v1.Document
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*GetTrustRequest)(nil),        // 0: assay.v1.GetTrustRequest
+	(*GetTrustResponse)(nil),       // 1: assay.v1.GetTrustResponse
+	(*SetTrustRequest)(nil),        // 2: assay.v1.SetTrustRequest
+	(*SetTrustResponse)(nil),       // 3: assay.v1.SetTrustResponse
+	(*TestTrustRequest)(nil),       // 4: assay.v1.TestTrustRequest
+	(*TestTrustResponse)(nil),      // 5: assay.v1.TestTrustResponse
+	(*GetTrustReviewRequest)(nil),  // 6: assay.v1.GetTrustReviewRequest
+	(*GetTrustReviewResponse)(nil), // 7: assay.v1.GetTrustReviewResponse
+	(*Review)(nil),                 // 8: assay.v1.Review
+	(*Flip)(nil),                   // 9: assay.v1.Flip
+	(*Standing)(nil),               // 10: assay.v1.Standing
+	(*GetStatusListRequest)(nil),   // 11: assay.v1.GetStatusListRequest
+	(*GetStatusListResponse)(nil),  // 12: assay.v1.GetStatusListResponse
+	(*GetPolicyRequest)(nil),       // 13: assay.v1.GetPolicyRequest
+	(*GetPolicyResponse)(nil),      // 14: assay.v1.GetPolicyResponse
+	(*SetPolicyRequest)(nil),       // 15: assay.v1.SetPolicyRequest
+	(*SetPolicyResponse)(nil),      // 16: assay.v1.SetPolicyResponse
+	(*Document)(nil),               // 17: assay.v1.Document
+	(*timestamppb.Timestamp)(nil),  // 18: google.protobuf.Timestamp
 }
 var file_assay_v1_trust_proto_depIdxs = []int32{
-	8, // 0: assay.v1.GetTrustResponse.trust:type_name -> assay.v1.Document
-	8, // 1: assay.v1.SetTrustResponse.trust:type_name -> assay.v1.Document
-	8, // 2: assay.v1.GetPolicyResponse.policy:type_name -> assay.v1.Document
-	8, // 3: assay.v1.SetPolicyResponse.policy:type_name -> assay.v1.Document
-	9, // 4: assay.v1.Document.applied_at:type_name -> google.protobuf.Timestamp
-	0, // 5: assay.v1.TrustService.GetTrust:input_type -> assay.v1.GetTrustRequest
-	2, // 6: assay.v1.TrustService.SetTrust:input_type -> assay.v1.SetTrustRequest
-	4, // 7: assay.v1.TrustService.GetPolicy:input_type -> assay.v1.GetPolicyRequest
-	6, // 8: assay.v1.TrustService.SetPolicy:input_type -> assay.v1.SetPolicyRequest
-	1, // 9: assay.v1.TrustService.GetTrust:output_type -> assay.v1.GetTrustResponse
-	3, // 10: assay.v1.TrustService.SetTrust:output_type -> assay.v1.SetTrustResponse
-	5, // 11: assay.v1.TrustService.GetPolicy:output_type -> assay.v1.GetPolicyResponse
-	7, // 12: assay.v1.TrustService.SetPolicy:output_type -> assay.v1.SetPolicyResponse
-	9, // [9:13] is the sub-list for method output_type
-	5, // [5:9] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	17, // 0: assay.v1.GetTrustResponse.trust:type_name -> assay.v1.Document
+	17, // 1: assay.v1.SetTrustResponse.trust:type_name -> assay.v1.Document
+	8,  // 2: assay.v1.TestTrustResponse.review:type_name -> assay.v1.Review
+	8,  // 3: assay.v1.GetTrustReviewResponse.review:type_name -> assay.v1.Review
+	18, // 4: assay.v1.Review.started_at:type_name -> google.protobuf.Timestamp
+	18, // 5: assay.v1.Review.finished_at:type_name -> google.protobuf.Timestamp
+	9,  // 6: assay.v1.Review.flips:type_name -> assay.v1.Flip
+	10, // 7: assay.v1.Flip.before:type_name -> assay.v1.Standing
+	10, // 8: assay.v1.Flip.after:type_name -> assay.v1.Standing
+	18, // 9: assay.v1.GetStatusListResponse.issued_at:type_name -> google.protobuf.Timestamp
+	18, // 10: assay.v1.GetStatusListResponse.expires_at:type_name -> google.protobuf.Timestamp
+	17, // 11: assay.v1.GetPolicyResponse.policy:type_name -> assay.v1.Document
+	17, // 12: assay.v1.SetPolicyResponse.policy:type_name -> assay.v1.Document
+	18, // 13: assay.v1.Document.applied_at:type_name -> google.protobuf.Timestamp
+	0,  // 14: assay.v1.TrustService.GetTrust:input_type -> assay.v1.GetTrustRequest
+	2,  // 15: assay.v1.TrustService.SetTrust:input_type -> assay.v1.SetTrustRequest
+	4,  // 16: assay.v1.TrustService.TestTrust:input_type -> assay.v1.TestTrustRequest
+	6,  // 17: assay.v1.TrustService.GetTrustReview:input_type -> assay.v1.GetTrustReviewRequest
+	11, // 18: assay.v1.TrustService.GetStatusList:input_type -> assay.v1.GetStatusListRequest
+	13, // 19: assay.v1.TrustService.GetPolicy:input_type -> assay.v1.GetPolicyRequest
+	15, // 20: assay.v1.TrustService.SetPolicy:input_type -> assay.v1.SetPolicyRequest
+	1,  // 21: assay.v1.TrustService.GetTrust:output_type -> assay.v1.GetTrustResponse
+	3,  // 22: assay.v1.TrustService.SetTrust:output_type -> assay.v1.SetTrustResponse
+	5,  // 23: assay.v1.TrustService.TestTrust:output_type -> assay.v1.TestTrustResponse
+	7,  // 24: assay.v1.TrustService.GetTrustReview:output_type -> assay.v1.GetTrustReviewResponse
+	12, // 25: assay.v1.TrustService.GetStatusList:output_type -> assay.v1.GetStatusListResponse
+	14, // 26: assay.v1.TrustService.GetPolicy:output_type -> assay.v1.GetPolicyResponse
+	16, // 27: assay.v1.TrustService.SetPolicy:output_type -> assay.v1.SetPolicyResponse
+	21, // [21:28] is the sub-list for method output_type
+	14, // [14:21] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_assay_v1_trust_proto_init() }
@@ -519,14 +1123,14 @@ func file_assay_v1_trust_proto_init() {
 	if File_assay_v1_trust_proto != nil {
 		return
 	}
-	file_assay_v1_trust_proto_msgTypes[8].OneofWrappers = []any{}
+	file_assay_v1_trust_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_assay_v1_trust_proto_rawDesc), len(file_assay_v1_trust_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

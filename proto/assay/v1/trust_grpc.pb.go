@@ -19,10 +19,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	TrustService_GetTrust_FullMethodName  = "/assay.v1.TrustService/GetTrust"
-	TrustService_SetTrust_FullMethodName  = "/assay.v1.TrustService/SetTrust"
-	TrustService_GetPolicy_FullMethodName = "/assay.v1.TrustService/GetPolicy"
-	TrustService_SetPolicy_FullMethodName = "/assay.v1.TrustService/SetPolicy"
+	TrustService_GetTrust_FullMethodName       = "/assay.v1.TrustService/GetTrust"
+	TrustService_SetTrust_FullMethodName       = "/assay.v1.TrustService/SetTrust"
+	TrustService_TestTrust_FullMethodName      = "/assay.v1.TrustService/TestTrust"
+	TrustService_GetTrustReview_FullMethodName = "/assay.v1.TrustService/GetTrustReview"
+	TrustService_GetStatusList_FullMethodName  = "/assay.v1.TrustService/GetStatusList"
+	TrustService_GetPolicy_FullMethodName      = "/assay.v1.TrustService/GetPolicy"
+	TrustService_SetPolicy_FullMethodName      = "/assay.v1.TrustService/SetPolicy"
 )
 
 // TrustServiceClient is the client API for TrustService service.
@@ -35,8 +38,19 @@ type TrustServiceClient interface {
 	// Returns the trust file in force.
 	GetTrust(ctx context.Context, in *GetTrustRequest, opts ...grpc.CallOption) (*GetTrustResponse, error)
 	// Puts a trust file in force. Statements that are pushed from then on, and
-	// decisions that are asked for, are seen in its light.
+	// decisions that are asked for, are seen in its light; what was pushed before
+	// is verified again in the background.
 	SetTrust(ctx context.Context, in *SetTrustRequest, opts ...grpc.CallOption) (*SetTrustResponse, error)
+	// Returns which signed statements would come out otherwise if a trust file
+	// were put in force. Nothing is changed.
+	TestTrust(ctx context.Context, in *TestTrustRequest, opts ...grpc.CallOption) (*TestTrustResponse, error)
+	// Returns how far the statements have been verified again under the trust
+	// file in force, and which came out otherwise. NOT_FOUND before the first
+	// trust file.
+	GetTrustReview(ctx context.Context, in *GetTrustReviewRequest, opts ...grpc.CallOption) (*GetTrustReviewResponse, error)
+	// Returns what is withdrawn now, signed by the registry for a short time, for
+	// gates that decide without it.
+	GetStatusList(ctx context.Context, in *GetStatusListRequest, opts ...grpc.CallOption) (*GetStatusListResponse, error)
 	// Returns the policy in force.
 	GetPolicy(ctx context.Context, in *GetPolicyRequest, opts ...grpc.CallOption) (*GetPolicyResponse, error)
 	// Puts a policy in force.
@@ -65,6 +79,36 @@ func (c *trustServiceClient) SetTrust(ctx context.Context, in *SetTrustRequest, 
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SetTrustResponse)
 	err := c.cc.Invoke(ctx, TrustService_SetTrust_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *trustServiceClient) TestTrust(ctx context.Context, in *TestTrustRequest, opts ...grpc.CallOption) (*TestTrustResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TestTrustResponse)
+	err := c.cc.Invoke(ctx, TrustService_TestTrust_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *trustServiceClient) GetTrustReview(ctx context.Context, in *GetTrustReviewRequest, opts ...grpc.CallOption) (*GetTrustReviewResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetTrustReviewResponse)
+	err := c.cc.Invoke(ctx, TrustService_GetTrustReview_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *trustServiceClient) GetStatusList(ctx context.Context, in *GetStatusListRequest, opts ...grpc.CallOption) (*GetStatusListResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetStatusListResponse)
+	err := c.cc.Invoke(ctx, TrustService_GetStatusList_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -101,8 +145,19 @@ type TrustServiceServer interface {
 	// Returns the trust file in force.
 	GetTrust(context.Context, *GetTrustRequest) (*GetTrustResponse, error)
 	// Puts a trust file in force. Statements that are pushed from then on, and
-	// decisions that are asked for, are seen in its light.
+	// decisions that are asked for, are seen in its light; what was pushed before
+	// is verified again in the background.
 	SetTrust(context.Context, *SetTrustRequest) (*SetTrustResponse, error)
+	// Returns which signed statements would come out otherwise if a trust file
+	// were put in force. Nothing is changed.
+	TestTrust(context.Context, *TestTrustRequest) (*TestTrustResponse, error)
+	// Returns how far the statements have been verified again under the trust
+	// file in force, and which came out otherwise. NOT_FOUND before the first
+	// trust file.
+	GetTrustReview(context.Context, *GetTrustReviewRequest) (*GetTrustReviewResponse, error)
+	// Returns what is withdrawn now, signed by the registry for a short time, for
+	// gates that decide without it.
+	GetStatusList(context.Context, *GetStatusListRequest) (*GetStatusListResponse, error)
 	// Returns the policy in force.
 	GetPolicy(context.Context, *GetPolicyRequest) (*GetPolicyResponse, error)
 	// Puts a policy in force.
@@ -122,6 +177,15 @@ func (UnimplementedTrustServiceServer) GetTrust(context.Context, *GetTrustReques
 }
 func (UnimplementedTrustServiceServer) SetTrust(context.Context, *SetTrustRequest) (*SetTrustResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetTrust not implemented")
+}
+func (UnimplementedTrustServiceServer) TestTrust(context.Context, *TestTrustRequest) (*TestTrustResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TestTrust not implemented")
+}
+func (UnimplementedTrustServiceServer) GetTrustReview(context.Context, *GetTrustReviewRequest) (*GetTrustReviewResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetTrustReview not implemented")
+}
+func (UnimplementedTrustServiceServer) GetStatusList(context.Context, *GetStatusListRequest) (*GetStatusListResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetStatusList not implemented")
 }
 func (UnimplementedTrustServiceServer) GetPolicy(context.Context, *GetPolicyRequest) (*GetPolicyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetPolicy not implemented")
@@ -186,6 +250,60 @@ func _TrustService_SetTrust_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _TrustService_TestTrust_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TestTrustRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TrustServiceServer).TestTrust(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TrustService_TestTrust_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TrustServiceServer).TestTrust(ctx, req.(*TestTrustRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TrustService_GetTrustReview_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetTrustReviewRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TrustServiceServer).GetTrustReview(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TrustService_GetTrustReview_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TrustServiceServer).GetTrustReview(ctx, req.(*GetTrustReviewRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _TrustService_GetStatusList_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetStatusListRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TrustServiceServer).GetStatusList(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TrustService_GetStatusList_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TrustServiceServer).GetStatusList(ctx, req.(*GetStatusListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _TrustService_GetPolicy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetPolicyRequest)
 	if err := dec(in); err != nil {
@@ -236,6 +354,18 @@ var TrustService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetTrust",
 			Handler:    _TrustService_SetTrust_Handler,
+		},
+		{
+			MethodName: "TestTrust",
+			Handler:    _TrustService_TestTrust_Handler,
+		},
+		{
+			MethodName: "GetTrustReview",
+			Handler:    _TrustService_GetTrustReview_Handler,
+		},
+		{
+			MethodName: "GetStatusList",
+			Handler:    _TrustService_GetStatusList_Handler,
 		},
 		{
 			MethodName: "GetPolicy",
