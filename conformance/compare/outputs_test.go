@@ -109,6 +109,12 @@ func TestTrapBigIntegers(t *testing.T) {
 			t.Errorf("%s: %+v", datatype, d)
 		}
 	}
+	below, above := encode("UINT64", 0), encode("UINT64", 0)
+	binary.LittleEndian.PutUint64(below.Bits, 1<<63-1)
+	binary.LittleEndian.PutUint64(above.Bits, 1<<63)
+	if d := Tensors(below, above, Tolerance{}); d.MaxULP != 1 || d.MaxAbs != 1 {
+		t.Errorf("%+v", d)
+	}
 	lo, hi := encode("INT64", 0), encode("INT64", 0)
 	binary.LittleEndian.PutUint64(lo.Bits, 1<<63)
 	binary.LittleEndian.PutUint64(hi.Bits, 1<<63-1)
@@ -381,7 +387,7 @@ func TestToolCalls(t *testing.T) {
 		where     string
 	}{
 		{`{"a":1,"b":[1,2]}`, `{ "b":[1.0,2e0], "a":1 }`, 0, ""}, {`{"a":1}`, `{"a":1.001}`, 0, "$.a"}, {`{"a":1}`, `{"a":1.001}`, 0.01, ""},
-		{`{"a":null}`, `{}`, 1, "$.a"}, {`{"a":[1]}`, `{"a":[1,1]}`, 1, "$.a"}, {`{"a":{"b":"x"}}`, `{"a":{"b":"y"}}`, 1, "$.a.b"}, {`[1,"2"]`, `[1,2]`, 5, "$[1]"},
+		{`{"a":null}`, `{}`, 1, "$.a"}, {`{}`, `{"a":null}`, 1, "$.a"}, {`{"a":[1]}`, `{"a":[1,1]}`, 1, "$.a"}, {`{"a":{"b":"x"}}`, `{"a":{"b":"y"}}`, 1, "$.a.b"}, {`[1,"2"]`, `[1,2]`, 5, "$[1]"},
 	} {
 		same, where, err := JSON([]byte(tc.want), []byte(tc.got), tc.slack)
 		if err != nil || where != tc.where || same != (where == "") {
@@ -443,6 +449,9 @@ func TestLatencyFromTheIntendedStart(t *testing.T) {
 	}
 	if p := l.PerToken.ValueAtQuantile(50); p != 1000 {
 		t.Errorf("a token each %d µs, want 1000", p)
+	}
+	if p := asSent.First.ValueAtQuantile(50); p != 1000 {
+		t.Errorf("the first token after %d µs, want 1000", p)
 	}
 	l.Add(Timing{start, start.Add(-1), start, 0})
 	l.Add(Timing{start, start, start.Add(2 * longest), 0})
