@@ -1,168 +1,16 @@
 // Package compare says whether an output is the same as the golden one, for
-// several notions of sameness: one function each, and no statistics.
+// several notions of sameness: one function each, and no statistics. Everything
+// is computed in the order of the data and without fused operations, so it has
+// the same bits on every machine.
 package compare
 
 import (
-	"encoding/binary"
+	"cmp"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 )
-
-// A Tensor is numbers with a shape. Bits are the elements as they were sent,
-// in the declared type, little-endian.
-type Tensor struct {
-	Name     string
-	Datatype string // "FP32", "FP64"
-	Shape    []int64
-	Bits     []byte
-}
-
-// widths are the sizes of the element types that can be compared, in bytes.
-var widths = map[string]int{"FP32": 4, "FP64": 8}
-
-// Elements returns the number of elements the shape has, or -1 if the shape
-// is not one.
-func Elements(shape []int64) int {
-	n := int64(1)
-	for _, d := range shape {
-		if d < 0 || d > 1<<31 || n > 1<<31 {
-			return -1
-		}
-		n *= d
-	}
-	return int(n)
-}
-
-// Values decodes the elements.
-func (t Tensor) Values() ([]float64, error) {
-	w, ok := widths[t.Datatype]
-	if !ok {
-		return nil, fmt.Errorf("tensor %s: datatype %q cannot be compared", t.Name, t.Datatype)
-	}
-	if n := Elements(t.Shape); n < 0 || n*w != len(t.Bits) {
-		return nil, fmt.Errorf("tensor %s: %d bytes for shape %v of %s", t.Name, len(t.Bits), t.Shape, t.Datatype)
-	}
-	out := make([]float64, len(t.Bits)/w)
-	for i := range out {
-		if w == 4 {
-			out[i] = float64(math.Float32frombits(binary.LittleEndian.Uint32(t.Bits[i*4:])))
-		} else {
-			out[i] = math.Float64frombits(binary.LittleEndian.Uint64(t.Bits[i*8:]))
-		}
-	}
-	return out, nil
-}
-
-// A Tolerance bounds a numeric difference: |got - want| <= Absolute +
-// Relative*|want|.
-type Tolerance struct {
-	Absolute, Relative float64
-}
-
-// A Difference is what Tensors found.
-type Difference struct {
-	// Broken says why the tensors cannot be compared at all: another name,
-	// type or shape, or numbers that are not finite. It is never a pass.
-	Broken string
-
-	Elements   int     // that were compared: all of them
-	BitsDiffer int     // not the same bits
-	Exceeding  int     // over the tolerance
-	MaxAbs     float64 // largest |got - want|
-	MaxScaled  float64 // largest |got - want| as a share of its tolerance; > 1 is over it
-	MaxULP     uint64  // largest distance in units in the last place of the declared type
-}
-
-// Tensors compares every element.
-func Tensors(want, got Tensor, tol Tolerance) Difference {
-	broken := func(format string, a ...any) Difference {
-		return Difference{Broken: fmt.Sprintf(format, a...)}
-	}
-	switch {
-	case got.Name != want.Name:
-		return broken("output %q in the place of %q", got.Name, want.Name)
-	case got.Datatype != want.Datatype:
-		return broken("output %s is %s, not %s", want.Name, got.Datatype, want.Datatype)
-	case !sameShape(want.Shape, got.Shape):
-		return broken("output %s has shape %v, not %v", want.Name, got.Shape, want.Shape)
-	}
-	w, err := want.Values()
-	if err != nil {
-		return broken("reference: %v", err)
-	}
-	g, err := got.Values()
-	if err != nil {
-		return broken("%v", err)
-	}
-	if len(w) == 0 {
-		return broken("output %s has no elements", want.Name)
-	}
-	width := widths[want.Datatype]
-	d := Difference{Elements: len(w)}
-	for i := range w {
-		if math.IsNaN(g[i]) || math.IsInf(g[i], 0) {
-			return broken("element %d of output %s is %v", i, want.Name, g[i])
-		}
-		if math.IsNaN(w[i]) || math.IsInf(w[i], 0) {
-			return broken("element %d of the reference's output %s is %v", i, want.Name, w[i])
-		}
-		if string(want.Bits[i*width:(i+1)*width]) != string(got.Bits[i*width:(i+1)*width]) {
-			d.BitsDiffer++
-		}
-		abs := math.Abs(g[i] - w[i])
-		// The conversion forbids the compiler to fuse multiply and add, which
-		// some machines have and others do not.
-		allowed := tol.Absolute + float64(tol.Relative*math.Abs(w[i]))
-		d.MaxAbs = math.Max(d.MaxAbs, abs)
-		switch {
-		case abs > allowed:
-			d.Exceeding++
-			fallthrough
-		case abs > 0:
-			if allowed > 0 {
-				d.MaxScaled = math.Max(d.MaxScaled, abs/allowed)
-			} else {
-				d.MaxScaled = math.MaxFloat64 // no difference is allowed
-			}
-		}
-		d.MaxULP = max(d.MaxULP, ulps(want.Datatype, w[i], g[i]))
-	}
-	return d
-}
-
-func sameShape(a, b []int64) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
-	}
-	return true
-}
-
-// ulps is the number of representable values from a to b in the type.
-func ulps(datatype string, a, b float64) uint64 {
-	var x, y int64
-	if datatype == "FP32" {
-		x, y = ordered(int64(int32(math.Float32bits(float32(a)))), math.MinInt32), ordered(int64(int32(math.Float32bits(float32(b)))), math.MinInt32)
-	} else {
-		x, y = ordered(int64(math.Float64bits(a)), math.MinInt64), ordered(int64(math.Float64bits(b)), math.MinInt64)
-	}
-	if x > y {
-		x, y = y, x
-	}
-	return uint64(y) - uint64(x)
-}
-
-// ordered maps the bits of a float to integers in the order of the floats.
-func ordered(bits, lowest int64) int64 {
-	if bits < 0 {
-		return lowest - bits
-	}
-	return bits
-}
 
 // Label returns the index of the greatest element, the first of equals, and
 // its margin over the next.
@@ -185,6 +33,123 @@ func Label(values []float64) (index int, margin float64, err error) {
 		}
 	}
 	return index, margin, nil
+}
+
+// TopK returns the indices of the k greatest elements, the greatest first and
+// of equals the first first, and the margin of the last of them over the next.
+func TopK(values []float64, k int) (indices []int, margin float64, err error) {
+	if k < 1 || k > len(values) {
+		return nil, 0, fmt.Errorf("there are no %d greatest among %d elements", k, len(values))
+	}
+	order := make([]int, len(values))
+	for i, v := range values {
+		if math.IsNaN(v) {
+			return nil, 0, fmt.Errorf("element %d is not a number", i)
+		}
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(values[b], values[a]) })
+	margin = math.Inf(1)
+	if k < len(values) {
+		margin = values[order[k-1]] - values[order[k]]
+	}
+	return order[:k], margin, nil
+}
+
+// A Ranking compares two lists of the greatest elements.
+type Ranking struct {
+	Missing int  // of the golden ones
+	Ordered bool // the same elements in the same order
+}
+
+// Rankings compares two lists that TopK returned.
+func Rankings(want, got []int) Ranking {
+	r := Ranking{Ordered: slices.Equal(want, got)}
+	for _, w := range want {
+		if !slices.Contains(got, w) {
+			r.Missing++
+		}
+	}
+	return r
+}
+
+// A Divergence says how far two probability distributions are from each other.
+type Divergence struct {
+	Variation float64 // total variation distance: half the sum of absolute differences
+	Hellinger float64
+	KL        float64 // of got from want, in nats; +Inf if got excludes what want has
+	JS        float64 // Jensen-Shannon, in nats; at most ln 2
+}
+
+// Probabilities compares two distributions over the same classes. Each must
+// be one: not negative, and with a sum of 1 up to slack.
+func Probabilities(want, got []float64, slack float64) (Divergence, error) {
+	var d Divergence
+	if len(want) != len(got) || len(want) == 0 {
+		return d, fmt.Errorf("distributions over %d and %d classes", len(want), len(got))
+	}
+	for what, p := range map[string][]float64{"the reference": want, "the answer": got} {
+		sum := 0.0
+		for i, x := range p {
+			if !(x >= 0) {
+				return d, fmt.Errorf("class %d of %s has probability %v", i, what, x)
+			}
+			sum += x
+		}
+		if !(math.Abs(sum-1) <= slack) {
+			return d, fmt.Errorf("the probabilities of %s add up to %v", what, sum)
+		}
+	}
+	squares := 0.0
+	for i, p := range want {
+		q := got[i]
+		d.Variation += math.Abs(p-q) / 2
+		r := math.Sqrt(p) - math.Sqrt(q)
+		squares += float64(r * r)
+		m := (p + q) / 2
+		if p > 0 {
+			if q > 0 {
+				d.KL += float64(p * ln(p/q))
+			} else {
+				d.KL = math.Inf(1)
+			}
+			d.JS += float64(p*ln(p/m)) / 2
+		}
+		if q > 0 {
+			d.JS += float64(q*ln(q/m)) / 2
+		}
+	}
+	d.Hellinger = math.Sqrt(squares / 2)
+	d.KL, d.JS = math.Max(0, d.KL), math.Max(0, d.JS)
+	return d, nil
+}
+
+// An EmbeddingDifference says how two vectors differ.
+type EmbeddingDifference struct {
+	Cosine float64
+	Norm   float64 // of got as a share of that of want: 1 for the same, whatever is normalized
+}
+
+// Embeddings compares two vectors of the same dimension. A vector of zeros has
+// no direction, so it is an error and never the same as anything.
+func Embeddings(want, got []float64) (EmbeddingDifference, error) {
+	var e EmbeddingDifference
+	if len(want) != len(got) || len(want) == 0 {
+		return e, fmt.Errorf("embeddings of %d and %d dimensions", len(want), len(got))
+	}
+	ww, gg, wg := 0.0, 0.0, 0.0
+	for i, w := range want {
+		g := got[i]
+		ww += float64(w * w)
+		gg += float64(g * g)
+		wg += float64(w * g)
+	}
+	if !(ww > 0) || !(gg > 0) || math.IsInf(ww, 0) || math.IsInf(gg, 0) {
+		return e, errors.New("an embedding is zero, or not finite")
+	}
+	e.Cosine = math.Max(-1, math.Min(1, wg/float64(math.Sqrt(ww)*math.Sqrt(gg))))
+	e.Norm = math.Sqrt(gg) / math.Sqrt(ww)
+	return e, nil
 }
 
 // Threshold returns 1 if the element at index is at or above the threshold,

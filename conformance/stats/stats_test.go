@@ -294,6 +294,25 @@ func TestNothingPassesWithoutEvidence(t *testing.T) {
 	}
 }
 
+// Every case is drawn, those at the ends too.
+func TestBootstrapDrawsEveryCase(t *testing.T) {
+	counts := make([]int, 5)
+	resamples := 0
+	_, err := Bootstrap(5, 1000, 0.05, NewGenerator("draws"), func(drawn []int) float64 {
+		if resamples++; resamples > 1+5 { // after the cases as they are, and the jackknife
+			for _, i := range drawn {
+				counts[i]++
+			}
+		}
+		return float64(drawn[0])
+	})
+	for i, n := range counts {
+		if n < 850 || n > 1150 || err != nil {
+			t.Errorf("case %d was drawn %d times in 5000, %v", i, n, err)
+		}
+	}
+}
+
 // outside is a statistic whose value for all cases lies below every resample.
 func outside() func([]int) float64 {
 	calls := 0

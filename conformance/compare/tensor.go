@@ -1,0 +1,264 @@
+package compare
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+)
+
+// A Tensor is numbers with a shape. Bits are the elements as they were sent,
+// in the declared type, little-endian, without padding.
+type Tensor struct {
+	Name     string
+	Datatype string // in the words of the Open Inference Protocol, and "BF16"
+	Shape    []int64
+	Bits     []byte
+}
+
+// A kind is an element type that can be compared.
+type kind struct {
+	width  int // in bytes
+	decode func(dst []float64, src []byte)
+	steps  func(want, got []byte) (most uint64, differing int)
+
+	// exact subtracts where a float64 does not hold every value; else nil.
+	exact func(d []float64, want, got []byte)
+}
+
+// kinds are the element types by their names. Those of 64-bit integers have
+// their own subtraction, because a float64 does not hold them all.
+var kinds = map[string]kind{
+	"BOOL":   {width: 1, decode: decodeUint8, steps: stepsUint8},
+	"UINT8":  {width: 1, decode: decodeUint8, steps: stepsUint8},
+	"INT8":   {width: 1, decode: decodeInt8, steps: stepsInt8},
+	"UINT16": {width: 2, decode: decodeUint16, steps: stepsUint16},
+	"INT16":  {width: 2, decode: decodeInt16, steps: stepsInt16},
+	"UINT32": {width: 4, decode: decodeUint32, steps: stepsUint32},
+	"INT32":  {width: 4, decode: decodeInt32, steps: stepsInt32},
+	"UINT64": {width: 8, decode: decodeUint64, steps: stepsUint64, exact: exactUint64},
+	"INT64":  {width: 8, decode: decodeInt64, steps: stepsInt64, exact: exactInt64},
+	"FP16":   {width: 2, decode: decodeFP16, steps: stepsFloat16},
+	"BF16":   {width: 2, decode: decodeBF16, steps: stepsFloat16},
+	"FP32":   {width: 4, decode: decodeFP32, steps: stepsFP32},
+	"FP64":   {width: 8, decode: decodeFP64, steps: stepsFP64},
+}
+
+// Width returns the size of an element in bytes, or 0 for a type that cannot be
+// compared.
+func Width(datatype string) int { return kinds[datatype].width }
+
+// Elements returns the number of elements the shape has, or -1 if the shape
+// is not one.
+func Elements(shape []int64) int {
+	n := int64(1)
+	for _, d := range shape {
+		if d < 0 || d > 1<<31 || n > 1<<31 {
+			return -1
+		}
+		n *= d
+	}
+	return int(n)
+}
+
+// check returns the kind of the tensor, and its number of elements.
+func (t Tensor) check() (k kind, n int, fault Fault, err error) {
+	k, ok := kinds[t.Datatype]
+	if !ok {
+		return k, 0, FaultDatatype, fmt.Errorf("tensor %s: datatype %q cannot be compared", t.Name, t.Datatype)
+	}
+	n = Elements(t.Shape)
+	if n < 0 || n*k.width != len(t.Bits) {
+		return k, 0, FaultShape, fmt.Errorf("tensor %s: %d bytes for shape %v of %s", t.Name, len(t.Bits), t.Shape, t.Datatype)
+	}
+	if t.Datatype == "BOOL" {
+		for i, b := range t.Bits {
+			if b > 1 {
+				return k, 0, FaultValue, fmt.Errorf("tensor %s: element %d is %d, which is no BOOL", t.Name, i, b)
+			}
+		}
+	}
+	return k, n, "", nil
+}
+
+// Values decodes the elements. Of 64-bit integers beyond 2^53 they are the
+// nearest float64; comparing tensors is exact all the same.
+func (t Tensor) Values() ([]float64, error) {
+	k, n, _, err := t.check()
+	if err != nil {
+		return nil, err
+	}
+	out := make([]float64, n)
+	k.decode(out, t.Bits)
+	return out, nil
+}
+
+func decodeUint8(dst []float64, src []byte) {
+	src = src[:len(dst)]
+	for i := range dst {
+		dst[i] = float64(src[i])
+	}
+}
+
+func decodeInt8(dst []float64, src []byte) {
+	src = src[:len(dst)]
+	for i := range dst {
+		dst[i] = float64(int8(src[i]))
+	}
+}
+
+func decodeUint16(dst []float64, src []byte) {
+	for i := range dst {
+		dst[i] = float64(binary.LittleEndian.Uint16(src[2*i:]))
+	}
+}
+
+func decodeInt16(dst []float64, src []byte) {
+	for i := range dst {
+		dst[i] = float64(int16(binary.LittleEndian.Uint16(src[2*i:])))
+	}
+}
+
+func decodeUint32(dst []float64, src []byte) {
+	for i := range dst {
+		dst[i] = float64(binary.LittleEndian.Uint32(src[4*i:]))
+	}
+}
+
+func decodeInt32(dst []float64, src []byte) {
+	for i := range dst {
+		dst[i] = float64(int32(binary.LittleEndian.Uint32(src[4*i:])))
+	}
+}
+
+func decodeUint64(dst []float64, src []byte) {
+	for i := range dst {
+		dst[i] = float64(binary.LittleEndian.Uint64(src[8*i:]))
+	}
+}
+
+func decodeInt64(dst []float64, src []byte) {
+	for i := range dst {
+		dst[i] = float64(int64(binary.LittleEndian.Uint64(src[8*i:])))
+	}
+}
+
+// decodeFP16 reads IEEE 754 binary16: 1 sign bit, 5 of exponent, 10 of fraction.
+func decodeFP16(dst []float64, src []byte) {
+	for i := range dst {
+		h := uint32(binary.LittleEndian.Uint16(src[2*i:]))
+		// The exponent's bias is 112 less than that of a float32, and a
+		// product by a power of two is exact for subnormal numbers too.
+		f := math.Float32frombits(h&0x7fff<<13) * 0x1p112
+		if h&0x7c00 == 0x7c00 {
+			f = math.Float32frombits(h&0x7fff<<13 | 0xff<<23) // infinite, or not a number
+		}
+		dst[i] = float64(math.Float32frombits(math.Float32bits(f) | h>>15<<31))
+	}
+}
+
+// decodeBF16 reads bfloat16: the upper half of a float32.
+func decodeBF16(dst []float64, src []byte) {
+	for i := range dst {
+		dst[i] = float64(math.Float32frombits(uint32(binary.LittleEndian.Uint16(src[2*i:])) << 16))
+	}
+}
+
+func decodeFP32(dst []float64, src []byte) {
+	for i := range dst {
+		dst[i] = float64(math.Float32frombits(binary.LittleEndian.Uint32(src[4*i:])))
+	}
+}
+
+func decodeFP64(dst []float64, src []byte) {
+	for i := range dst {
+		dst[i] = math.Float64frombits(binary.LittleEndian.Uint64(src[8*i:]))
+	}
+}
+
+func exactUint64(d []float64, want, got []byte) {
+	for i := range d {
+		w, g := binary.LittleEndian.Uint64(want[8*i:]), binary.LittleEndian.Uint64(got[8*i:])
+		if g >= w {
+			d[i] = float64(g - w)
+		} else {
+			d[i] = -float64(w - g)
+		}
+	}
+}
+
+func exactInt64(d []float64, want, got []byte) {
+	for i := range d {
+		w, g := int64(binary.LittleEndian.Uint64(want[8*i:])), int64(binary.LittleEndian.Uint64(got[8*i:]))
+		if g >= w {
+			d[i] = float64(uint64(g) - uint64(w))
+		} else {
+			d[i] = -float64(uint64(w) - uint64(g))
+		}
+	}
+}
+
+// The distance of two elements in units in the last place is the number of
+// representable values from one to the other. For integers it is their
+// difference; floats are mapped to integers in their order, both zeros to 0.
+// Beside the largest distance, these count the elements that are not the same
+// bits: of those the distance may be 0, for the two zeros.
+
+// stepper makes such a function from one that reads an element.
+func stepper(width int, read func(raw []byte) int64) func(want, got []byte) (uint64, int) {
+	return func(want, got []byte) (most uint64, differing int) {
+		for i := 0; i+width <= len(want); i += width {
+			if string(want[i:i+width]) == string(got[i:i+width]) {
+				continue
+			}
+			differing++
+			w, g := read(want[i:]), read(got[i:])
+			most = max(most, uint64(max(w, g))-uint64(min(w, g)))
+		}
+		return most, differing
+	}
+}
+
+var (
+	stepsUint8   = stepper(1, func(b []byte) int64 { return int64(b[0]) })
+	stepsInt8    = stepper(1, func(b []byte) int64 { return int64(int8(b[0])) })
+	stepsUint16  = stepper(2, func(b []byte) int64 { return int64(binary.LittleEndian.Uint16(b)) })
+	stepsInt16   = stepper(2, func(b []byte) int64 { return int64(int16(binary.LittleEndian.Uint16(b))) })
+	stepsFloat16 = stepper(2, func(b []byte) int64 { return ordered(int64(int16(binary.LittleEndian.Uint16(b))), math.MinInt16) })
+	stepsUint32  = stepper(4, func(b []byte) int64 { return int64(binary.LittleEndian.Uint32(b)) })
+	stepsInt32   = stepper(4, func(b []byte) int64 { return int64(int32(binary.LittleEndian.Uint32(b))) })
+	stepsInt64   = stepper(8, func(b []byte) int64 { return int64(binary.LittleEndian.Uint64(b)) })
+	stepsFP64    = stepper(8, func(b []byte) int64 { return ordered(int64(binary.LittleEndian.Uint64(b)), math.MinInt64) })
+
+	// The order of unsigned numbers is that of signed ones with the first bit
+	// the other way.
+	stepsUint64 = stepper(8, func(b []byte) int64 { return int64(binary.LittleEndian.Uint64(b) ^ 1<<63) })
+)
+
+// stepsFP32 is the same for FP32, faster.
+func stepsFP32(want, got []byte) (most uint64, differing int) {
+	var lowest, highest int64
+	n := len(want) / 4
+	want, got = want[:4*n], got[:4*n]
+	for i := range n {
+		a, b := binary.LittleEndian.Uint32(want[4*i:4*i+4]), binary.LittleEndian.Uint32(got[4*i:4*i+4])
+		if int32(a^b) < 0 { // of different signs, which is rare
+			most = max(most, uint64(a&^(1<<31))+uint64(b&^(1<<31)))
+			differing++
+			continue
+		}
+		d := int64(a) - int64(b)
+		if d != 0 {
+			differing++
+		}
+		lowest, highest = min(lowest, d), max(highest, d)
+	}
+	return max(most, uint64(highest), uint64(-lowest)), differing
+}
+
+// ordered maps the bits of a float to integers in the order of the floats.
+func ordered(bits, lowest int64) int64 {
+	if bits < 0 {
+		return lowest - bits
+	}
+	return bits
+}
