@@ -21,6 +21,8 @@ BENCH_REGISTRY := github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 
 GOMLX := examples/environments/gomlx
 ORT   := examples/environments/ort-native
+# A module of its own, for what only tests need.
+OPENAI := conformance/target/openai/official
 
 .PHONY: help
 help: ## show this
@@ -41,6 +43,7 @@ demo: build ## the main job, step by step (KEEP=1 leaves the server up)
 test: deps tools lint ## install what the tests need and run them all, with the race detector
 	go test -race -timeout 12m ./...
 	cd $(GOMLX) && go test -race -timeout 5m ./...
+	cd $(OPENAI) && go test -race -timeout 5m ./...
 	@if command -v npm >/dev/null; then cd $(ORT) && npm test --silent; fi
 	scripts/demo-test
 

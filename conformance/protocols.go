@@ -10,6 +10,7 @@ import (
 
 	"github.com/assay-dev/assay/conformance/target"
 	"github.com/assay-dev/assay/conformance/target/oip"
+	"github.com/assay-dev/assay/conformance/target/openai"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -33,6 +34,14 @@ var protocols = map[string]protocol{
 		open:   func(t attest.Target) (target.Target, error) { return oip.NewGRPC(t) },
 		decode: func(attest.Target) (target.Protocol, error) { return oip.GRPC{}, nil },
 	},
+	openai.NameChat:        openAI,
+	openai.NameCompletions: openAI,
+	openai.NameEmbeddings:  openAI,
+}
+
+var openAI = protocol{
+	open:   func(t attest.Target) (target.Target, error) { return openai.New(t) },
+	decode: func(t attest.Target) (target.Protocol, error) { return openai.NewProtocol(t) },
 }
 
 // Protocols lists the names of the protocols that can be replayed.
