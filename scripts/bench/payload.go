@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -215,5 +214,3 @@ func threadCPU() time.Duration {
 	unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t)
 	return time.Duration(t.Nano())
 }
-
-func itoa(n int64) string { return strconv.FormatInt(n, 10) }
