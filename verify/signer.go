@@ -167,8 +167,12 @@ func (s *Signer) Timestamped(transport http.RoundTripper, urls ...string) {
 // Sign signs the bytes of an in-toto statement into a bundle v0.3. A bundle's
 // bytes differ from one signing to the next: store what was made.
 func (s *Signer) Sign(ctx context.Context, statement []byte) ([]byte, error) {
-	if _, err := attest.ParseStatement(statement); err != nil {
+	parsed, err := attest.ParseStatement(statement)
+	if err != nil {
 		return nil, err
+	}
+	if parsed.Type != attest.StatementTypeV1 {
+		return nil, fmt.Errorf("statement: _type is %q; statements are signed as %q", parsed.Type, attest.StatementTypeV1)
 	}
 	options := s.options
 	options.Context = ctx
