@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -110,7 +111,7 @@ func (r *Registry) ErasePerson(ctx context.Context, actor access.Actor, id strin
 			if n.Erased.IsZero() {
 				left = true
 				n.Name, n.Salt, n.Erased = "", nil, tx.now
-				tx.put(row.Key, n)
+				tx.put(bytes.Clone(row.Key), n)
 			}
 			p = Person{ID: id, NameHash: n.Hash, Enrolled: n.At, Erased: n.Erased, LogIndex: lastNumber(row.Key)}
 		}

@@ -314,6 +314,12 @@ func (p *pushing) tags(tags []string) error {
 			if o := l.write(tx, p.repo, m.digest); p.event.Outcome == "" {
 				p.event.Outcome = o
 			}
+			// What the event speaks of first is what its outcome is about.
+			if m.subject == "" {
+				p.event.Subjects = append([]digest.Digest{l.subject}, p.event.Subjects...)
+			} else {
+				p.event.Subjects = append(p.event.Subjects, l.subject)
+			}
 		}
 		if err := forgetLegacy(tx, p.repo, t, now.Digest); err != nil {
 			return err

@@ -42,6 +42,7 @@ const (
 	pemSigstore = "ENCRYPTED SIGSTORE PRIVATE KEY"
 	pemCosign   = "ENCRYPTED COSIGN PRIVATE KEY"
 	pemPKCS8    = "PRIVATE KEY"
+	pemSEC1     = "EC PRIVATE KEY"
 	pemPublic   = "PUBLIC KEY"
 )
 
@@ -49,7 +50,8 @@ const (
 var ErrPassphrase = errors.New("the passphrase does not open the key")
 
 // LoadKey reads a private key: one that cosign wrote (or EncryptedPEM), with
-// its passphrase, or an unencrypted PKCS #8 key.
+// its passphrase, or an unencrypted PKCS #8 or SEC 1 key, as openssl writes
+// them.
 func LoadKey(raw, passphrase []byte) (*Key, error) {
 	block, rest := pem.Decode(raw)
 	if block == nil || len(rest) > 0 && len(trimSpace(rest)) > 0 {
@@ -57,18 +59,26 @@ func LoadKey(raw, passphrase []byte) (*Key, error) {
 	}
 	der := block.Bytes
 	switch block.Type {
-	case pemPKCS8:
+	case pemPKCS8, pemSEC1:
 	case pemSigstore, pemCosign:
 		var err error
 		if der, err = encrypted.Decrypt(block.Bytes, passphrase); err != nil {
 			return nil, fmt.Errorf("%w: %v", ErrPassphrase, err)
 		}
+	case "ENCRYPTED PRIVATE KEY":
+		return nil, errors.New("it is an encrypted PKCS #8 key: decrypt it with 'openssl pkcs8' first, and import it with 'assay keys import', which encrypts it as cosign does")
 	case pemPublic:
 		return nil, errors.New("it is a public key; a private one is needed to sign")
 	default:
 		return nil, fmt.Errorf("PEM block %q is no private key that is known", block.Type)
 	}
-	parsed, err := x509.ParsePKCS8PrivateKey(der)
+	var parsed any
+	var err error
+	if block.Type == pemSEC1 {
+		parsed, err = x509.ParseECPrivateKey(der)
+	} else {
+		parsed, err = x509.ParsePKCS8PrivateKey(der)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("private key: %w", err)
 	}
@@ -150,4 +160,12 @@ func (k *Key) sign(message []byte) (digest, sig []byte, err error) {
 	sum := sha256.Sum256(message)
 	sig, err = ecdsa.SignASN1(rand.Reader, k.private, sum[:])
 	return sum[:], sig, err
+}
+
+// SignMessage signs a message as it is, which is how cosign before version 3
+// signed: ECDSA over its SHA-256, in ASN.1. Statements are signed with
+// [SignStatement].
+func SignMessage(k *Key, message []byte) ([]byte, error) {
+	_, sig, err := k.sign(message)
+	return sig, err
 }

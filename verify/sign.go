@@ -11,8 +11,6 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
-	"github.com/sigstore/sigstore-go/pkg/sign"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/assay-dev/assay/verify/attest"
 )
@@ -35,18 +33,10 @@ func (k keypair) SignData(_ context.Context, data []byte) (sig, digest []byte, e
 	return sig, digest, err
 }
 
-// SignStatement signs the bytes of an in-toto statement into a Sigstore bundle
-// v0.3, without any network. A bundle's bytes differ from one signing to the
-// next: store what was made.
+// SignStatement signs the bytes of an in-toto statement with a key into a
+// Sigstore bundle v0.3, without any network.
 func SignStatement(ctx context.Context, key *Key, statement []byte) ([]byte, error) {
-	if _, err := attest.ParseStatement(statement); err != nil {
-		return nil, err
-	}
-	b, err := sign.Bundle(&sign.DSSEData{Data: statement, PayloadType: attest.InTotoPayloadType}, keypair{key}, sign.BundleOptions{Context: ctx})
-	if err != nil {
-		return nil, fmt.Errorf("signing: %w", err)
-	}
-	return protojson.Marshal(b)
+	return NewSigner(key).Sign(ctx, statement)
 }
 
 // SignRefusal signs the bytes of a statement whose predicate is a refusal into

@@ -54,7 +54,8 @@ func signEnvelope(key *Key, payloadType string, payload []byte) ([]byte, error) 
 
 // ParseStatus verifies a signed status list: its signer needs the role
 // withdrawal. One that is out of date, or not yet valid, is an error: what was
-// withdrawn since is not in it. The error is always a *[Failure].
+// withdrawn since is not in it. The error is always a *[Failure]; with one
+// whose code is [CodeStatusStale] comes the list, for a gate to refuse.
 func ParseStatus(raw []byte, trust *Trust, c Context) (*Status, error) {
 	const again = "fetch a newer one: assay trust status --out FILE"
 	if len(raw) > MaxBundle {

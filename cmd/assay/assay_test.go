@@ -18,6 +18,8 @@ import (
 	"io/fs"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +37,7 @@ import (
 
 	"github.com/assay-dev/assay/store"
 	"github.com/assay-dev/assay/store/badger"
+	"github.com/assay-dev/assay/verify/verifytest"
 )
 
 // The stories in testdata run the real program, the real clients (oras, crane
@@ -112,7 +115,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
-			"certificate": certificate, "served": served, "schema": schema,
+			"certificate": certificate, "served": served, "schema": schema, "authorities": authorities,
 		},
 	})
 }
@@ -313,6 +316,38 @@ func certificate(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	write("tls.key", "PRIVATE KEY", der)
 }
+
+// authorities starts a timestamp authority and a Fulcio on this machine: the
+// variables TSA and FULCIO are their addresses; tsa.pem and tsa.json are what
+// a trust file and cosign name the first by, fulcio.json is a trusted root of
+// both, and token.jwt an identity token for ci@acme.example.
+func authorities(ts *testscript.TestScript, neg bool, args []string) {
+	t := storyT{ts: ts}
+	now := time.Now()
+	tsa := verifytest.NewTSA(t, now, now.Add(-time.Hour), now.Add(time.Hour))
+	ca := verifytest.NewCA(t, now.Add(-time.Hour), now.Add(time.Hour))
+	for name, h := range map[string]http.Handler{"TSA": tsa, "FULCIO": ca.Fulcio(t, "ci@acme.example", "https://issuer.example")} {
+		s := httptest.NewServer(h)
+		ts.Defer(s.Close)
+		ts.Setenv(name, s.URL)
+	}
+	for name, content := range map[string]string{
+		"tsa.pem": tsa.PEM(), "tsa.json": tsa.TrustedRoot(t), "fulcio.json": ca.TrustedRoot(t, tsa),
+		"token.jwt": verifytest.IdentityToken("ci@acme.example", "https://issuer.example"),
+	} {
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(content), 0o600))
+	}
+}
+
+// storyT is a story as a testing.TB, for helpers that want one to end the test
+// by.
+type storyT struct {
+	testing.TB
+	ts *testscript.TestScript
+}
+
+func (t storyT) Helper()           {}
+func (t storyT) Fatal(args ...any) { t.ts.Fatalf("%s", fmt.Sprint(args...)) }
 
 // served NAME checks which certificate the server shows, on both of its ports.
 func served(ts *testscript.TestScript, neg bool, args []string) {

@@ -10,11 +10,13 @@ import (
 	"github.com/spf13/cobra"
 
 	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
 func newDeployCommand(g *globals) *cobra.Command {
-	var env, key, basis, by, from string
+	var with signing
+	var env, basis, by, from string
 	c := &cobra.Command{
 		Use:   "deploy REFERENCE --env NAME",
 		Short: "Record that a model version runs in an environment",
@@ -24,7 +26,7 @@ the environment's current document, so it has to be registered.`,
 		Example: "  assay deploy credit/scorer:1.4.0 --env prod-eu --key keys/deployment.key",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			k, err := loadKey(key)
+			k, err := with.signer(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -58,7 +60,7 @@ the environment's current document, so it has to be registered.`,
 	}
 	f := c.Flags()
 	f.StringVar(&env, "env", "", "the environment")
-	f.StringVar(&key, "key", "", "the private key file, of the role deployment")
+	with.addFlags(f, verify.Deployment)
 	f.StringVar(&basis, "basis", "declared", "observed: you saw it answer there; declared: you say so")
 	f.StringVar(&by, "by", "pipeline", "an opaque id of who says so; no names")
 	f.StringVar(&from, "from", "", "since when (RFC 3339; default: now)")

@@ -18,7 +18,7 @@ import (
 )
 
 func newGateCommand(g *globals) *cobra.Command {
-	var env, trustFile, policyFile, layout, envDocument string
+	var env, trustFile, policyFile, layout, envDocument, statusFile, breakGlass string
 	var offline bool
 	c := &cobra.Command{
 		Use:   "gate REFERENCE --env NAME",
@@ -31,11 +31,15 @@ holds, and recorded nowhere.
 The exit status is 0 for allow, 3 for deny, and 4 for deny because nothing that
 verifies was found at all.`,
 		Example: `  assay gate credit/scorer:1.4.0 --env prod-eu
-  assay gate credit/scorer:1.4.0 --env prod-eu --offline --trust trust.yaml`,
+  assay gate credit/scorer:1.4.0 --env prod-eu --offline --trust trust.yaml --status status.json
+  assay gate credit/scorer:1.4.0 --env prod-eu --break-glass "outage 4711; the approver cannot be reached"`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if offline || layout != "" {
-				return gateOffline(cmd, g, args[0], env, trustFile, policyFile, layout, envDocument)
+				if breakGlass != "" {
+					return usagef("--break-glass asks the server, which logs it: leave out --offline and --layout")
+				}
+				return gateOffline(cmd, g, args[0], env, trustFile, policyFile, layout, envDocument, statusFile)
 			}
 			repo, desc, err := g.resolve(cmd.Context(), args[0])
 			if err != nil {
@@ -43,12 +47,16 @@ verifies was found at all.`,
 			}
 			var answer pb.DecideResponse
 			err = g.api(cmd.Context(), "POST", "decisions", nil, &pb.DecideRequest{
-				Repository: repo.Reference.Repository, Reference: string(desc.Digest), Environment: env,
+				Repository: repo.Reference.Repository, Reference: string(desc.Digest), Environment: env, BreakGlass: breakGlass,
 			}, &answer)
 			if err != nil {
 				return err
 			}
 			d := answer.Decision
+			if d.BreakGlass {
+				// Even under --quiet and -o json.
+				fmt.Fprintf(g.err, "assay: BREAK GLASS: allowed without the approvals that are required; log leaf %d says that you did it\n", answer.LogIndex)
+			}
 			err = g.printProto(&answer, func(w io.Writer) {
 				var reasons []gate.Reason
 				for _, r := range d.Reasons {
@@ -72,6 +80,8 @@ verifies was found at all.`,
 	f.BoolVar(&offline, "offline", false, "decide here, without the server's gate")
 	f.StringVar(&trustFile, "trust", "trust.yaml", "offline: the trust file")
 	f.StringVar(&policyFile, "policy", "", "offline: the policy file (default: everything is required)")
+	f.StringVar(&statusFile, "status", "", "offline: a signed status list, from 'assay trust status'")
+	f.StringVar(&breakGlass, "break-glass", "", "why to allow it without the approvals that are required; for operators, and logged")
 	f.StringVar(&layout, "layout", "", "offline: read the evidence from an OCI image layout in this folder")
 	f.StringVar(&envDocument, "env-document", "", "offline: the digest of the environment's current document (default: asked of the registry)")
 	c.MarkFlagRequired("env")
@@ -102,7 +112,7 @@ func printDecision(w io.Writer, allow bool, ref, env string, reasons []gate.Reas
 	}
 }
 
-func gateOffline(cmd *cobra.Command, g *globals, ref, env, trustFile, policyFile, layout, envDocument string) error {
+func gateOffline(cmd *cobra.Command, g *globals, ref, env, trustFile, policyFile, layout, envDocument, statusFile string) error {
 	policy := gate.DefaultPolicy()
 	if policyFile != "" {
 		raw, err := os.ReadFile(policyFile)
@@ -113,7 +123,7 @@ func gateOffline(cmd *cobra.Command, g *globals, ref, env, trustFile, policyFile
 			return err
 		}
 	}
-	ev, err := g.gather(cmd, ref, trustFile, layout)
+	ev, err := g.gather(cmd, ref, trustFile, layout, statusFile)
 	if err != nil {
 		return err
 	}

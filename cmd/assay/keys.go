@@ -29,7 +29,7 @@ signed with the key, so a release key must sign nothing but releases.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(newKeysGenerateCommand(g), newKeysShowCommand(g))
+	c.AddCommand(newKeysGenerateCommand(g), newKeysImportCommand(g), newKeysShowCommand(g))
 	return c
 }
 
@@ -113,19 +113,58 @@ func writeNew(path string, data []byte, mode fs.FileMode) error {
 	return errors.Join(err, f.Close())
 }
 
-func newKeysShowCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
-		Use:     "show KEYFILE",
-		Short:   "Show the public key of a private key",
-		Long:    "Show the public key of a private key, and the hint by which bundles name it.",
-		Example: "  assay keys show keys/release.key > release.pub",
+func newKeysImportCommand(g *globals) *cobra.Command {
+	var out string
+	c := &cobra.Command{
+		Use:   "import KEYFILE",
+		Short: "Encrypt a key that is there already, as cosign does",
+		Long: `Read an ECDSA P-256 key that cosign or openssl wrote (PKCS #8, SEC 1), and write
+it encrypted under the passphrase in ` + passphraseVariable + `, with its public key
+beside it. The file that is read stays as it is.`,
+		Example: "  assay keys import ec.pem --out keys/release",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			k, err := loadKey(args[0])
 			if err != nil {
 				return err
 			}
-			return g.print(keyInfo{Hint: k.Hint(), PEM: string(k.PublicPEM())}, func(w io.Writer) { w.Write(k.PublicPEM()) })
+			private, err := k.EncryptedPEM([]byte(os.Getenv(passphraseVariable)))
+			if err != nil {
+				return err
+			}
+			info := keyInfo{Private: out + ".key", Public: out + ".pub", Hint: k.Hint(), PEM: string(k.PublicPEM())}
+			if err := writeNew(info.Private, private, 0o600); err != nil {
+				return err
+			}
+			if err := writeNew(info.Public, k.PublicPEM(), 0o644); err != nil {
+				return err
+			}
+			return g.print(info, func(w io.Writer) { fmt.Fprintf(w, "%s and %s\n", info.Private, info.Public) })
+		},
+	}
+	c.Flags().StringVar(&out, "out", "", "the files to write, without .key and .pub")
+	c.MarkFlagRequired("out")
+	return c
+}
+
+func newKeysShowCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show KEY",
+		Short: "Show the public key of a private key",
+		Long:  "Show the public key of a private key, in a file or in a KMS, and the hint by which bundles name it.",
+		Example: `  assay keys show keys/release.key > release.pub
+  assay keys show awskms:///alias/release > release.pub`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := (&signing{key: args[0]}).signer(cmd.Context())
+			if err != nil {
+				return err
+			}
+			public, err := s.PublicPEM()
+			if err != nil {
+				return err
+			}
+			return g.print(keyInfo{Hint: s.Hint(), PEM: public}, func(w io.Writer) { io.WriteString(w, public) })
 		},
 	}
 }

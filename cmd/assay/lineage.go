@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -28,7 +29,8 @@ func newLineageCommand(g *globals) *cobra.Command {
 }
 
 func newLineageRecordCommand(g *globals) *cobra.Command {
-	var key, relation, run string
+	var with signing
+	var relation, run string
 	var parents, datasets, evaluated, code []string
 	c := &cobra.Command{
 		Use:   "record REFERENCE",
@@ -42,7 +44,7 @@ func newLineageRecordCommand(g *globals) *cobra.Command {
       --dataset train.csv=./train.csv --code https://git.example.com/credit@4f2c1d9 credit/scorer:1.4.0`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			k, err := loadKey(key)
+			k, err := with.signer(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -97,7 +99,7 @@ func newLineageRecordCommand(g *globals) *cobra.Command {
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&key, "key", "", "the private key file, of the role provenance")
+	with.addFlags(f, verify.Provenance)
 	f.StringArrayVar(&parents, "parent", nil, "a model this one came from; may be given more than once")
 	f.StringVar(&relation, "relation", string(attest.RevisionOf), "what the parents are: revisionOf, finetunedFrom, quantizedFrom, mergedFrom or distilledFrom")
 	f.StringArrayVar(&datasets, "dataset", nil, "data it was trained on")

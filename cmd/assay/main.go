@@ -89,7 +89,7 @@ is looked up on the server given by --server or ASSAY_SERVER.`,
 	}{
 		{"server", []*cobra.Command{newServeCommand(g), newLoginCommand(g), newAccessCommand(g), newGCCommand(g), newScrubCommand(g), newBackupCommand(g), newRestoreCommand(g), newFsckCommand(g)}},
 		{"model", []*cobra.Command{newPushCommand(g), newPullCommand(g), newVersionsCommand(g), newShowCommand(g)}},
-		{"trust", []*cobra.Command{newKeysCommand(g), newTrustCommand(g), newSignCommand(g), newAttestCommand(g), newVerifyCommand(g), newLineageCommand(g), newWithdrawCommand(g)}},
+		{"trust", []*cobra.Command{newKeysCommand(g), newTrustCommand(g), newPolicyCommand(g), newSignCommand(g), newAttestCommand(g), newApproveCommand(g), newPersonCommand(g), newVerifyCommand(g), newLineageCommand(g), newWithdrawCommand(g)}},
 		{"conformance", []*cobra.Command{newSuiteCommand(g), newEnvCommand(g), newReplayCommand(g), newJudgeCommand(g), newCertifyCommand(g)}},
 		{"record", []*cobra.Command{newDeployCommand(g), newGateCommand(g), newLogCommand(g)}},
 	} {

@@ -116,6 +116,14 @@ func newOffice(t testing.TB) *office {
 	})
 	o.model = o.manifest(team, "1.0.0", nil)
 	o.manifest("team/other", "1.0.0", nil)
+	// A trust file, so that there is a review.
+	o.must(http.StatusOK, "PUT", "/api/v1/trust", []byte(`{"yaml":"version: 1\nidentities: []\n"}`))
+	for range 200 {
+		if r := ask(o.http, "GET", "/api/v1/trust/review", nil, "Authorization", o.root); r.status == http.StatusOK {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	document, err := attest.Marshal(attest.Environment{
 		Name: "team/prod", Target: attest.Target{Protocol: "oip-v2-rest", URL: "http://127.0.0.1:1", Model: "m"}, RecordedAt: time.Now().UTC(),
 		Fingerprint: map[string]attest.FingerprintField{"cpu.flags": {Value: "avx2", Assurance: attest.Observed}},
@@ -191,6 +199,13 @@ func (o *office) token() string {
 		o.t.Fatal(err)
 	}
 	return a.Token.Id
+}
+
+// person enrolls somebody.
+func (o *office) person() string {
+	o.t.Helper()
+	o.must(http.StatusOK, "POST", "/api/v1/persons", []byte(`{"id":"p-18","name":"Bob Example"}`))
+	return "p-18"
 }
 
 // A question is one request, made anew for each cell: it would succeed if it
@@ -319,6 +334,14 @@ func (o *office) message(name protoreflect.Name) proto.Message {
 		return &pb.ListLeavesRequest{About: string(o.model.Digest)}
 	case "Collect":
 		return &pb.CollectRequest{DryRun: true}
+	case "TestTrust":
+		return &pb.TestTrustRequest{Yaml: "version: 1\nidentities: []\n"}
+	case "EnrollPerson":
+		return &pb.EnrollPersonRequest{Id: "p-17", Name: "Ann Example"}
+	case "GetPerson":
+		return &pb.GetPersonRequest{Id: o.person()}
+	case "ErasePerson":
+		return &pb.ErasePersonRequest{Id: o.person()}
 	case "SetTrust":
 		return &pb.SetTrustRequest{Yaml: "version: 1\nidentities: []\n"}
 	case "SetPolicy":

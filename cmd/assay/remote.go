@@ -132,8 +132,8 @@ func (g *globals) pushArtifact(ctx context.Context, repo *remote.Repository, man
 }
 
 // attachBundle signs a statement about a manifest and attaches it to that.
-func (g *globals) attachBundle(ctx context.Context, repo *remote.Repository, subject ocispec.Descriptor, key *verify.Key, statement []byte, predicateType string) (*verify.Referrer, error) {
-	bundle, err := verify.SignStatement(ctx, key, statement)
+func (g *globals) attachBundle(ctx context.Context, repo *remote.Repository, subject ocispec.Descriptor, signer *verify.Signer, statement []byte, predicateType string) (*verify.Referrer, error) {
+	bundle, err := signer.Sign(ctx, statement)
 	if err != nil {
 		return nil, err
 	}

@@ -276,7 +276,7 @@ The exit status is 0 for a certificate, 3 for REJECTED and 4 for INCONCLUSIVE.`,
 				if err != nil {
 					return err
 				}
-				if ref, err = g.attachBundle(ctx, repo, subject, k, statement, attest.PredicateCertificate); err != nil {
+				if ref, err = g.attachBundle(ctx, repo, subject, verify.NewSigner(k), statement, attest.PredicateCertificate); err != nil {
 					return err
 				}
 			} else {

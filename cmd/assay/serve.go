@@ -370,6 +370,7 @@ func (s *server) run(ctx context.Context) error {
 	maintenance, stopMaintenance := context.WithCancel(ctx)
 	var background sync.WaitGroup
 	background.Go(func() { s.registry.Maintain(maintenance) })
+	background.Go(func() { s.registry.ReviewTrust(maintenance) })
 	defer background.Wait()
 	defer stopMaintenance()
 	var err error

@@ -1,18 +1,87 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 )
+
+// signing are the flags that say who signs, and who says when.
+type signing struct {
+	key, certificate, fulcio, token string
+	timestamps, rekor               []string
+}
+
+func (s *signing) addFlags(f *pflag.FlagSet, role verify.Role) {
+	f.StringVar(&s.key, "key", "", fmt.Sprintf("the private key of the role %s: a file, or a reference into a KMS such as awskms:///alias/NAME", role))
+	f.StringVar(&s.certificate, "certificate", "", "the certificate of the key by a private authority (PEM): the signer's first, then intermediates")
+	f.StringSliceVar(&s.timestamps, "timestamp", nil, "the address of an RFC 3161 timestamp authority; several are each asked")
+	f.StringVar(&s.fulcio, "fulcio", "", "sign keyless: the address of a Fulcio")
+	f.StringVar(&s.token, "identity-token", "", "keyless: a file with the OIDC identity token (default: the variable "+tokenVariableOIDC+")")
+	f.StringSliceVar(&s.rekor, "rekor", nil, "keyless: the address of a Rekor log of version 2, or of version 1 with #v1 after it")
+}
+
+// tokenVariableOIDC is where cosign looks for the identity token.
+const tokenVariableOIDC = "SIGSTORE_ID_TOKEN"
+
+func (s *signing) signer(ctx context.Context) (signer *verify.Signer, err error) {
+	switch {
+	case s.fulcio != "" && (s.key != "" || s.certificate != ""):
+		return nil, usagef("--fulcio makes a key and certifies it: name it without --key and --certificate")
+	case s.fulcio != "":
+		token := os.Getenv(tokenVariableOIDC)
+		if s.token != "" {
+			raw, err := os.ReadFile(s.token)
+			if err != nil {
+				return nil, remedy(err, "name the file with the identity token")
+			}
+			token = strings.TrimSpace(string(raw))
+		}
+		if token == "" {
+			return nil, remedy(usagef("no identity token"), "name a file with --identity-token, or set %s", tokenVariableOIDC)
+		}
+		signer, err = verify.KeylessSigner(verify.Keyless{Fulcio: s.fulcio, Token: token, Rekor: s.rekor})
+	case len(s.rekor) > 0:
+		return nil, usagef("--rekor is for keyless signing: name a --fulcio")
+	case verify.IsKMS(s.key):
+		if signer, err = verify.KMSSigner(ctx, s.key); err != nil {
+			return nil, remedy(err, "install the plugin of the KMS as sigstore-kms-NAME on the path")
+		}
+	default:
+		var k *verify.Key
+		if k, err = loadKey(s.key); err == nil {
+			signer = verify.NewSigner(k)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s.certificate != "" {
+		raw, err := os.ReadFile(s.certificate)
+		if err == nil {
+			err = signer.Certified(raw)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	signer.Timestamped(nil, s.timestamps...)
+	return signer, nil
+}
 
 // A signed is what the commands that sign print.
 type signed struct {
@@ -26,18 +95,21 @@ func (g *globals) printSigned(s signed, what string) error {
 }
 
 func newSignCommand(g *globals) *cobra.Command {
-	var key string
+	var with signing
 	c := &cobra.Command{
 		Use:   "sign REFERENCE",
 		Short: "Release a model version: sign it",
 		Long: `Sign a model version, in the form that 'cosign sign' v3 writes: a Sigstore bundle
-v0.3, attached as an OCI referrer. Nothing but the registry is contacted.
+v0.3, attached as an OCI referrer. Besides the registry only those services are
+contacted that flags name: timestamp authorities, a KMS, Fulcio and Rekor.
 
   cosign verify --key release.pub --insecure-ignore-tlog=true HOST/REPOSITORY@DIGEST`,
-		Example: "  assay sign --key keys/release.key credit/scorer:1.4.0",
-		Args:    cobra.ExactArgs(1),
+		Example: `  assay sign --key keys/release.key credit/scorer:1.4.0
+  assay sign --key keys/release.key --timestamp https://tsa.example/api/v1/timestamp credit/scorer:1.4.0
+  assay sign --fulcio https://fulcio.example --identity-token token.jwt --timestamp https://tsa.example credit/scorer:1.4.0`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			k, err := loadKey(key)
+			k, err := with.signer(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -60,7 +132,7 @@ v0.3, attached as an OCI referrer. Nothing but the registry is contacted.
 			return g.printSigned(signed{repo.Reference.Repository + "@" + string(desc.Digest), attest.PredicateSignature, ref.Descriptor.Digest}, "signed")
 		},
 	}
-	c.Flags().StringVar(&key, "key", "", "the private key file, of the role release")
+	with.addFlags(c.Flags(), verify.Release)
 	return c
 }
 
@@ -73,7 +145,8 @@ var predicateNames = map[string]string{
 }
 
 func newAttestCommand(g *globals) *cobra.Command {
-	var key, kind, file string
+	var with signing
+	var kind, file string
 	c := &cobra.Command{
 		Use:   "attest REFERENCE",
 		Short: "Sign a statement about a model version",
@@ -90,7 +163,7 @@ Predicates of ours are checked before they are signed. Certificates are made by
 			if slices.Contains([]string{attest.PredicateCertificate, attest.PredicateRefusal, attest.PredicateTestResult}, kind) {
 				return remedy(usagef("%s is not for writing by hand", kind), "replay and certify: assay certify REPLAY")
 			}
-			k, err := loadKey(key)
+			k, err := with.signer(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -122,7 +195,7 @@ Predicates of ours are checked before they are signed. Certificates are made by
 			return g.printSigned(signed{repo.Reference.Repository + "@" + string(desc.Digest), kind, ref.Descriptor.Digest}, "attested")
 		},
 	}
-	c.Flags().StringVar(&key, "key", "", "the private key file, of the role that the predicate needs")
+	with.addFlags(c.Flags(), "that the predicate needs")
 	c.Flags().StringVar(&kind, "type", "", "the predicate's type")
 	c.Flags().StringVar(&file, "predicate", "", "the file with the predicate (JSON)")
 	c.MarkFlagRequired("type")
@@ -130,7 +203,8 @@ Predicates of ours are checked before they are signed. Certificates are made by
 }
 
 func newWithdrawCommand(g *globals) *cobra.Command {
-	var key, reason, by string
+	var with signing
+	var reason, by string
 	c := &cobra.Command{
 		Use:   "withdraw REFERENCE",
 		Short: "Take back a model version or a certificate",
@@ -139,7 +213,7 @@ takes effect at the gate at once, for a model also at its descendants.`,
 		Example: `  assay withdraw --key keys/withdrawal.key --reason "trained on data we may not use" credit/scorer:1.4.0`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			k, err := loadKey(key)
+			k, err := with.signer(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -159,9 +233,60 @@ takes effect at the gate at once, for a model also at its descendants.`,
 			return g.printSigned(signed{repo.Reference.Repository + "@" + string(desc.Digest), attest.PredicateWithdrawal, ref.Descriptor.Digest}, "withdrawn")
 		},
 	}
-	c.Flags().StringVar(&key, "key", "", "the private key file, of the role withdrawal")
+	with.addFlags(c.Flags(), verify.Withdrawal)
 	c.Flags().StringVar(&reason, "reason", "", "why")
 	c.Flags().StringVar(&by, "by", "operator", "an opaque id of who says so; no names")
+	c.MarkFlagRequired("reason")
+	return c
+}
+
+func newApproveCommand(g *globals) *cobra.Command {
+	var with signing
+	var person, meaning, reason string
+	c := &cobra.Command{
+		Use:   "approve REFERENCE",
+		Short: "Approve a model version, as a person",
+		Long: `Sign an electronic signature on a model version: who, when, with which meaning
+and why (21 CFR 11.50), bound to its digest (11.70). The person has to be
+enrolled with 'assay person enroll' and to hold the key in the trust file; the
+statement has the opaque id and a salted hash of the name.
+
+Meanings are approval, which counts where the policy requires approvals, and
+review, responsibility and authorship. Who released the version or stated its
+lineage cannot approve it.`,
+		Example: `  assay approve --key ann.key --person ann --reason "validated, report 17" credit/scorer:1.4.0`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			k, err := with.signer(cmd.Context())
+			if err != nil {
+				return err
+			}
+			var known pb.GetPersonResponse
+			if err := g.api(cmd.Context(), "GET", "persons/"+url.PathEscape(person), nil, nil, &known); err != nil {
+				return remedy(err, "an operator enrolls persons: assay person enroll %s --name NAME", person)
+			}
+			repo, desc, err := g.resolve(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			statement, err := attest.NewStatement(desc.Digest, attest.Approval{
+				Person: person, NameHash: known.GetPerson().GetNameHash(), Meaning: meaning, Reason: reason, ApprovedAt: time.Now().UTC().Truncate(time.Second),
+			})
+			if err != nil {
+				return &usageError{err}
+			}
+			ref, err := g.attachBundle(cmd.Context(), repo, desc, k, statement, attest.PredicateApproval)
+			if err != nil {
+				return err
+			}
+			return g.printSigned(signed{repo.Reference.Repository + "@" + string(desc.Digest), attest.PredicateApproval, ref.Descriptor.Digest}, meaning+" of")
+		},
+	}
+	with.addFlags(c.Flags(), verify.Approval)
+	c.Flags().StringVar(&person, "person", "", "your opaque id; the holder of the key in the trust file")
+	c.Flags().StringVar(&meaning, "meaning", attest.MeaningApproval, "what the signature means: review, approval, responsibility or authorship")
+	c.Flags().StringVar(&reason, "reason", "", "why")
+	c.MarkFlagRequired("person")
 	c.MarkFlagRequired("reason")
 	return c
 }

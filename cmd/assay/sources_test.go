@@ -110,7 +110,7 @@ func TestOneDecisionFromThreeSources(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certificate, err := g.attachBundle(ctx, repo, model, key, statement, attest.PredicateCertificate)
+	certificate, err := g.attachBundle(ctx, repo, model, verify.NewSigner(key), statement, attest.PredicateCertificate)
 	if err != nil {
 		t.Fatal(err)
 	}

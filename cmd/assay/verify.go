@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,7 +29,7 @@ The exit status is 0 if a release signature verifies, 3 if not.`,
   assay verify --trust trust.yaml --layout ./pack credit/scorer@sha256:…`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ev, err := g.gather(cmd, args[0], trustFile, layout)
+			ev, err := g.gather(cmd, args[0], trustFile, layout, "")
 			if err != nil {
 				return err
 			}
@@ -65,7 +66,7 @@ The exit status is 0 if a release signature verifies, 3 if not.`,
 }
 
 // gather reads the evidence about a model, from its registry or from a folder.
-func (g *globals) gather(cmd *cobra.Command, ref, trustFile, layout string) (*verify.Evidence, error) {
+func (g *globals) gather(cmd *cobra.Command, ref, trustFile, layout, statusFile string) (*verify.Evidence, error) {
 	raw, err := os.ReadFile(trustFile)
 	if err != nil {
 		return nil, remedy(err, "name the trust file with --trust")
@@ -75,12 +76,35 @@ func (g *globals) gather(cmd *cobra.Command, ref, trustFile, layout string) (*ve
 		return nil, fmt.Errorf("%s: %w", trustFile, err)
 	}
 	opt := verify.GatherOptions{Trust: trust, Now: time.Now()}
+	// Who states what is withdrawn has to be trusted to do so where the model
+	// is, which is known below.
+	withStatus := func() error {
+		if statusFile == "" {
+			return nil
+		}
+		raw, err := os.ReadFile(statusFile)
+		if err != nil {
+			return remedy(err, "fetch one: assay trust status --out %s", statusFile)
+		}
+		opt.Status, err = verify.ParseStatus(raw, trust, verify.Context{Repository: opt.Repository, Now: opt.Now})
+		var f *verify.Failure
+		if errors.As(err, &f) && f.Code == verify.CodeStatusStale && opt.Status != nil {
+			return nil // the gate says so
+		}
+		if errors.As(err, &f) {
+			return remedy(fmt.Errorf("%s: %w", statusFile, err), "%s", f.Remedy)
+		}
+		return err
+	}
 	if layout != "" {
 		name, d, ok := strings.Cut(ref, "@")
 		if !ok || digest.Digest(d).Validate() != nil {
 			return nil, usagef("with --layout write REPOSITORY@DIGEST")
 		}
 		opt.Repository = name
+		if err := withStatus(); err != nil {
+			return nil, err
+		}
 		src, err := verify.Layout(cmd.Context(), layout)
 		if err != nil {
 			return nil, err
@@ -92,6 +116,9 @@ func (g *globals) gather(cmd *cobra.Command, ref, trustFile, layout string) (*ve
 		return nil, err
 	}
 	opt.Repository = repo.Reference.Repository
+	if err := withStatus(); err != nil {
+		return nil, err
+	}
 	return verify.Gather(cmd.Context(), verify.Repository(repo), desc.Digest, opt)
 }
 

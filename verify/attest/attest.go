@@ -94,6 +94,7 @@ const (
 	AnnotationBlob       = "dev.assay.pieces.blob"
 	InTotoPayloadType    = "application/vnd.in-toto+json"
 	StatementTypeV1      = "https://in-toto.io/Statement/v1"
+	StatementTypeV01     = "https://in-toto.io/Statement/v0.1" // `cosign attest` still writes it; we read it, and write v1
 	AnnotationBundleKind = "dev.sigstore.bundle.content"       // "dsse-envelope"
 	AnnotationPredicate  = "dev.sigstore.bundle.predicateType" // the predicate URI
 )

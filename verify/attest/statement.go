@@ -60,8 +60,8 @@ const (
 )
 
 // ParseStatement reads exactly the bytes that were signed, strictly: one JSON
-// object without duplicate or unknown fields, type Statement v1, subjects with
-// well-formed digests.
+// object without duplicate or unknown fields, type Statement v1 (or v0.1, for
+// predicates of others), subjects with well-formed digests.
 func ParseStatement(payload []byte) (Statement, error) {
 	// The in-toto types have more fields for a subject than ours write.
 	var raw struct {
@@ -75,7 +75,9 @@ func ParseStatement(payload []byte) (Statement, error) {
 	}
 	s := Statement{Type: raw.Type, PredicateType: raw.PredicateType, Predicate: raw.Predicate}
 	switch {
-	case s.Type != StatementTypeV1:
+	// `cosign attest` still writes v0.1, whose fields are the same. Statements of
+	// ours have never been anything but v1.
+	case s.Type != StatementTypeV1 && (s.Type != StatementTypeV01 || IsOurs(s.PredicateType)):
 		return Statement{}, fmt.Errorf("statement: _type is %q, want %q", s.Type, StatementTypeV1)
 	case s.PredicateType == "":
 		return Statement{}, fmt.Errorf("statement: predicateType is missing")

@@ -85,11 +85,15 @@ func TestSubjects(t *testing.T) {
 		"a predicate that is null":     []byte(strings.Replace(string(with(plain)), `"predicate":{}`, `"predicate":null`, 1)),
 		"two predicates but for case":  []byte(strings.Replace(string(with(plain)), `"predicate":{}`, `"predicate":{},"Predicate":{"a":1}`, 1)),
 		"another field":                []byte(strings.Replace(string(with(plain)), `"predicate":{}`, `"predicate":{},"expires":"never"`, 1)),
-		"an earlier in-toto statement": []byte(strings.Replace(string(with(plain)), "Statement/v1", "Statement/v0.1", 1)),
+		"an unknown in-toto statement": []byte(strings.Replace(string(with(plain)), "Statement/v1", "Statement/v0.2", 1)),
+		"an earlier one, of ours":      []byte(strings.NewReplacer("Statement/v1", "Statement/v0.1", PredicateSignature, PredicateWithdrawal).Replace(string(with(plain)))),
 	} {
 		if s, err := ParseStatement(raw); err == nil {
 			t.Errorf("%s: read as %+v", name, s)
 		}
+	}
+	if s, err := ParseStatement([]byte(strings.Replace(string(with(plain)), "Statement/v1", "Statement/v0.1", 1))); err != nil || s.Type != StatementTypeV01 {
+		t.Errorf("what cosign attest writes: %+v, %v", s, err)
 	}
 	if _, err := NewStatement("sha256:short", documents["withdrawal"].value.(Withdrawal)); err == nil {
 		t.Error("a statement about a malformed digest was made")

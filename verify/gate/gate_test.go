@@ -230,6 +230,205 @@ func TestEveryReason(t *testing.T) {
 	}
 }
 
+// A second person for each role, and what the trust file asks of both.
+func (r *record) second(role verify.Role, extra string) *verify.Key {
+	r.t.Helper()
+	k, err := verify.GenerateKey()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	yaml := "version: 1\nidentities:\n"
+	add := func(id string, k *verify.Key, role verify.Role) {
+		yaml += fmt.Sprintf("- id: %s\n  roles: [%s]\n  repositories: ['**']\n  publicKey: |\n    %s\n", id, role,
+			strings.ReplaceAll(strings.TrimSpace(string(k.PublicPEM())), "\n", "\n    "))
+	}
+	for _, x := range verify.Roles {
+		add(string(x)+"-team", r.keys[x], x)
+	}
+	add("second", k, role)
+	if r.trust, err = verify.ParseTrust([]byte(yaml + extra)); err != nil {
+		r.t.Fatal(err)
+	}
+	return k
+}
+
+func (r *record) with(role verify.Role, k *verify.Key, do func()) {
+	old := r.keys[role]
+	r.keys[role] = k
+	do()
+	r.keys[role] = old
+}
+
+// Below the quorum it is denied, each role with a code of its own; with one
+// more holder it is allowed, and with the same one twice it is not.
+func TestQuorums(t *testing.T) {
+	for role, tc := range map[verify.Role]struct {
+		again func(r *record)
+		code  string
+	}{
+		verify.Release:    {func(r *record) { r.release(verify.Release) }, CodeReleaseQuorum},
+		verify.Provenance: {func(r *record) { r.state(verify.Provenance, model, lineage(true)) }, CodeLineageQuorum},
+		verify.Conformance: {func(r *record) {
+			r.state(verify.Conformance, model, certificate(env, "prod", now.Add(-day), now.Add(day)))
+		}, CodeCertificateQuorum},
+	} {
+		r, _ := complete(t)
+		k := r.second(role, fmt.Sprintf("quorums:\n- {role: %s, repositories: ['credit/*'], atLeast: 2}\n", role))
+		tc.again(r)
+		if d, _ := r.decide(now); d.Allow || !slices.Equal(codes(d), []string{tc.code}) || d.Reasons[0].Remedy == "" {
+			t.Errorf("%s: %v", role, codes(d))
+		}
+		r.with(role, k, func() { tc.again(r) })
+		if d, _ := r.decide(now); !d.Allow {
+			t.Errorf("%s, two holders: %v", role, codes(d))
+		}
+	}
+}
+
+func TestApprovals(t *testing.T) {
+	approval := func(r *record, person, meaning string) {
+		r.state(verify.Approval, model, attest.Approval{Person: person, NameHash: "ab", Meaning: meaning, Reason: "ok", ApprovedAt: now})
+	}
+	decide := func(r *record, p Policy, breakGlass bool) Decision {
+		_, ev := r.decide(now)
+		return Decide(p, ev, Question{Model: model, Repository: "credit/scorer", Environment: "prod", EnvironmentDocument: env, Now: now, BreakGlass: breakGlass})
+	}
+	two := DefaultPolicy()
+	two.RequireApprovals = 2
+	r, cert := complete(t)
+	second := r.second(verify.Approval, "")
+	if d := decide(r, two, false); !slices.Equal(codes(d), []string{CodeNoApproval}) {
+		t.Errorf("none: %v", codes(d))
+	}
+	approval(r, "approval-team", "review")
+	if d := decide(r, two, false); !slices.Equal(codes(d), []string{CodeNoApproval}) {
+		t.Errorf("a review: %v", codes(d))
+	}
+	approval(r, "approval-team", "approval")
+	if d := decide(r, two, false); !slices.Equal(codes(d), []string{CodeApprovalQuorum}) {
+		t.Errorf("one of two: %v", codes(d))
+	}
+	if d := decide(r, two, true); !d.Allow || !d.BreakGlass || !slices.Contains(codes(d), CodeBreakGlass) {
+		t.Errorf("the glass is broken: %+v", d)
+	}
+	if d := decide(r, DefaultPolicy(), true); !d.Allow || d.BreakGlass {
+		t.Errorf("no glass to break: %+v", d)
+	}
+	r.with(verify.Approval, second, func() { approval(r, "second", "approval") })
+	if d := decide(r, two, false); !d.Allow || !slices.Contains(codes(d), CodeApproved) {
+		t.Errorf("two: %v", codes(d))
+	}
+	// The trust file can ask for it where the policy does not, and for more.
+	r, _ = complete(t)
+	r.second(verify.Approval, "quorums:\n- {role: approval, repositories: ['credit/*'], atLeast: 2}\n")
+	if d := decide(r, DefaultPolicy(), false); !slices.Equal(codes(d), []string{CodeNoApproval}) {
+		t.Errorf("asked for by the trust file: %v", codes(d))
+	}
+	// Breaking the glass lets nothing pass but a missing approval.
+	r.state(verify.Withdrawal, cert, attest.Withdrawal{Reason: "x", WithdrawnAt: now, StatedBy: "lab"})
+	r.state(verify.Withdrawal, model, attest.Withdrawal{Reason: "x", WithdrawnAt: now, StatedBy: "lab"})
+	if d := decide(r, two, true); d.Allow || d.BreakGlass {
+		t.Errorf("recalled, and the glass broken: %+v", d)
+	}
+}
+
+// A submitter's own approval does not count: nor of whoever stated where it
+// came from.
+func TestSubmitterCannotApprove(t *testing.T) {
+	for _, role := range []verify.Role{verify.Release, verify.Provenance} {
+		r, _ := complete(t)
+		k := r.second(role, "") // a key with that role, and below with approval too
+		yaml, _ := json.Marshal(r.trust)
+		var file map[string]any
+		if err := json.Unmarshal(yaml, &file); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range file["identities"].([]any) {
+			if m := id.(map[string]any); m["id"] == "second" {
+				m["roles"] = []string{string(role), "approval"}
+			}
+		}
+		raw, _ := json.Marshal(file)
+		var err error
+		if r.trust, err = verify.ParseTrust(raw); err != nil {
+			t.Fatal(err)
+		}
+		r.with(verify.Approval, k, func() {
+			r.state(verify.Approval, model, attest.Approval{Person: "second", NameHash: "ab", Meaning: "approval", Reason: "ok", ApprovedAt: now})
+		})
+		p := DefaultPolicy()
+		p.RequireApprovals = 1
+		decide := func() Decision {
+			_, ev := r.decide(now)
+			return Decide(p, ev, Question{Model: model, Repository: "credit/scorer", Environment: "prod", EnvironmentDocument: env, Now: now})
+		}
+		if d := decide(); !d.Allow {
+			t.Errorf("%s: before they submitted anything: %v", role, codes(d))
+		}
+		r.with(role, k, func() {
+			if role == verify.Release {
+				r.release(role)
+			} else {
+				r.state(role, model, lineage(true))
+			}
+		})
+		if d := decide(); d.Allow || !slices.Equal(codes(d), []string{CodeOwnApproval, CodeNoApproval}) {
+			t.Errorf("%s: %v", role, codes(d))
+		}
+	}
+}
+
+// A status list takes effect within its life, and beyond it nothing does.
+func TestStatusList(t *testing.T) {
+	r, cert := complete(t)
+	list := func(withdrawn ...digest.Digest) *verify.Status {
+		l := attest.StatusList{Version: 1, Issuer: "x", Validity: attest.Validity{NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour)}}
+		for _, d := range withdrawn {
+			l.Withdrawn = append(l.Withdrawn, attest.StatusEntry{Digest: string(d), Since: now})
+		}
+		return verify.OwnStatus(l)
+	}
+	strict := DefaultPolicy()
+	strict.RequireStatus = true
+	for name, tc := range map[string]struct {
+		p      Policy
+		status *verify.Status
+		at     time.Time
+		want   string
+	}{
+		"none, and none required":   {DefaultPolicy(), nil, now, ""},
+		"none, and one required":    {strict, nil, now, CodeNoStatus},
+		"up to date":                {strict, list(digest.FromString("x")), now, ""},
+		"the certificate is listed": {DefaultPolicy(), list(cert), now, CodeWithdrawn},
+		"the model is listed":       {DefaultPolicy(), list(model), now, CodeRecalled},
+		"a parent is listed":        {DefaultPolicy(), list(parent), now, CodeAncestorRecalled},
+		"the last moment":           {strict, list(), now.Add(time.Hour - time.Nanosecond), ""},
+		"out of date":               {strict, list(), now.Add(time.Hour), verify.CodeStatusStale},
+		"out of date, not required": {DefaultPolicy(), list(), now.Add(2 * time.Hour), verify.CodeStatusStale},
+		"from the future":           {strict, list(), now.Add(-2 * time.Hour), verify.CodeStatusStale},
+	} {
+		ev, err := verify.Gather(t.Context(), r, model, verify.GatherOptions{Trust: r.trust, Repository: "credit/scorer", Now: tc.at, Status: tc.status})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := Decide(tc.p, ev, Question{Model: model, Repository: "credit/scorer", Environment: "prod", EnvironmentDocument: env, Now: tc.at})
+		if d.Allow != (tc.want == "") || tc.want != "" && !slices.Contains(codes(d), tc.want) {
+			t.Errorf("%s: %v, want %q", name, codes(d), tc.want)
+		}
+	}
+}
+
+// Policies as they were before there were approvals mean what they meant.
+func TestPolicyKeepsItsDigest(t *testing.T) {
+	p, err := ParsePolicy([]byte("version: 1\nrequireRelease: true\nrequireLineage: false\nrequireCertificate: true\n"))
+	if err != nil || p.Digest() != digest.FromString(`{"requireCertificate":true,"requireLineage":false,"requireRelease":true,"version":1}`) {
+		t.Errorf("%s, %v", p.Digest(), err)
+	}
+	if _, err := ParsePolicy([]byte("version: 1\nrequireRelease: true\nrequireLineage: false\nrequireCertificate: true\nrequireApprovals: -1\n")); err == nil {
+		t.Error("a negative number of approvals is accepted")
+	}
+}
+
 // The clock moves over the certificate's window, and the decision with it.
 func TestMovedClock(t *testing.T) {
 	r, _ := complete(t)

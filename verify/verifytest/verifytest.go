@@ -15,6 +15,7 @@ import (
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"encoding/pem"
 	"io"
 	"math/big"
@@ -131,6 +132,15 @@ func (a *CA) Issue(t testing.TB, san string, from, to time.Time, usage ...x509.E
 	return &Certified{kp, [][]byte{leaf.Raw, a.intermediate.Raw}}
 }
 
+// Certify certifies that a key is san's: the chain in PEM, the signer's first.
+func (a *CA) Certify(t testing.TB, public crypto.PublicKey, san string, from, to time.Time) string {
+	t.Helper()
+	leaf := issue(t, &x509.Certificate{
+		EmailAddresses: []string{san}, NotBefore: from, NotAfter: to, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+	}, a.intermediate, public, a.key)
+	return pemOf(leaf, a.intermediate)
+}
+
 // WithRoot is the signer with the authority's root in the chain.
 func (a *CA) WithRoot(c *Certified) [][]byte { return [][]byte{c.Chain[0], c.Chain[1], a.root.Raw} }
 
@@ -189,10 +199,14 @@ func (a *TSA) PEM() string { return pemOf(a.leaf, a.intermediate, a.root) }
 // TrustedRoot is a trusted_root.json with it alone, as cosign reads it.
 func (a *TSA) TrustedRoot(t testing.TB) string {
 	t.Helper()
-	return trustedRoot(t, nil, nil, []root.TimestampingAuthority{&root.SigstoreTimestampingAuthority{
+	return trustedRoot(t, nil, nil, []root.TimestampingAuthority{a.authority()}, nil)
+}
+
+func (a *TSA) authority() *root.SigstoreTimestampingAuthority {
+	return &root.SigstoreTimestampingAuthority{
 		Root: a.root, Intermediates: []*x509.Certificate{a.intermediate}, Leaf: a.leaf, URI: "https://tsa.example",
 		ValidityPeriodStart: a.leaf.NotBefore, ValidityPeriodEnd: a.leaf.NotAfter,
-	}}, nil)
+	}
 }
 
 // ServeHTTP implements http.Handler: RFC 3161, 3.4.
@@ -358,4 +372,61 @@ func (s *Sigstore) Keyless(t testing.TB, san, issuer string, statement []byte, r
 		t.Fatal(err)
 	}
 	return raw
+}
+
+// Fulcio is the authority as a Fulcio without certificate transparency: it
+// certifies whatever key it is sent as san's, whom issuer authenticated, for
+// ten minutes.
+func (a *CA) Fulcio(t testing.TB, san, issuer string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var q struct {
+			PublicKeyRequest struct {
+				PublicKey struct {
+					Content string `json:"content"`
+				} `json:"publicKey"`
+			} `json:"publicKeyRequest"`
+		}
+		if err := json.NewDecoder(r.Body).Decode(&q); err != nil || r.URL.Path != "/api/v2/signingCert" || !strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ") {
+			http.Error(w, "it is no request for a certificate", http.StatusBadRequest)
+			return
+		}
+		block, _ := pem.Decode([]byte(q.PublicKeyRequest.PublicKey.Content))
+		if block == nil {
+			http.Error(w, "no key", http.StatusBadRequest)
+			return
+		}
+		public, err := x509.ParsePKIXPublicKey(block.Bytes)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		leaf := issue(t, &x509.Certificate{
+			EmailAddresses: []string{san}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(9 * time.Minute),
+			KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+			ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, 1}, Value: []byte(issuer)}},
+		}, a.intermediate, public, a.key)
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(map[string]any{"signedCertificateEmbeddedSct": map[string]any{"chain": map[string]any{
+			"certificates": []string{pemOf(leaf), pemOf(a.intermediate), pemOf(a.root)},
+		}}})
+	})
+}
+
+// TrustedRoot is a trusted_root.json of the authority as a Fulcio, with a
+// timestamp authority and no logs.
+func (a *CA) TrustedRoot(t testing.TB, stamps *TSA) string {
+	t.Helper()
+	return trustedRoot(t, []root.CertificateAuthority{&root.FulcioCertificateAuthority{
+		Root: a.root, Intermediates: []*x509.Certificate{a.intermediate}, URI: "https://fulcio.example", ValidityPeriodStart: a.root.NotBefore, ValidityPeriodEnd: a.root.NotAfter,
+	}}, nil, []root.TimestampingAuthority{stamps.authority()}, nil)
+}
+
+// IdentityToken is an unsigned OIDC token, as one reads it before Fulcio
+// checks it.
+func IdentityToken(san, issuer string) string {
+	part := func(v any) string {
+		raw, _ := json.Marshal(v)
+		return base64.RawURLEncoding.EncodeToString(raw)
+	}
+	return part(map[string]string{"alg": "none"}) + "." + part(map[string]any{"sub": san, "email": san, "email_verified": true, "iss": issuer}) + ".x"
 }

@@ -1,0 +1,556 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/assay-dev/assay/registry/access"
+	"github.com/assay-dev/assay/verify"
+	"github.com/assay-dev/assay/verify/attest"
+	"github.com/assay-dev/assay/verify/gate"
+)
+
+const credit = "credit/scorer"
+
+// A team has a key for each role, and a trust file.
+type team struct {
+	h    *house
+	keys map[verify.Role]*verify.Key
+}
+
+func newTeam(h *house) *team {
+	t := &team{h, map[verify.Role]*verify.Key{}}
+	for _, role := range verify.Roles {
+		t.keys[role] = signingKey(h.t)
+	}
+	t.apply("")
+	return t
+}
+
+func signingKey(t testing.TB) *verify.Key {
+	t.Helper()
+	k, err := verify.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func identity(id string, k *verify.Key, extra string, roles ...verify.Role) string {
+	return fmt.Sprintf("- id: %s\n  roles: [%s]\n  repositories: ['**']\n%s  publicKey: |\n    %s\n", id, strings.Trim(fmt.Sprint(roles), "[]"), extra,
+		strings.ReplaceAll(strings.TrimSpace(string(k.PublicPEM())), "\n", "\n    "))
+}
+
+// yaml is the trust file without some roles and with more entries.
+func (m *team) yaml(more string, without ...verify.Role) []byte {
+	s := "version: 1\nidentities:\n"
+	for _, role := range verify.Roles {
+		if !slices.Contains(without, role) {
+			s += identity(string(role), m.keys[role], "", role)
+		}
+	}
+	return []byte(s + more)
+}
+
+func (m *team) apply(more string, without ...verify.Role) {
+	m.h.t.Helper()
+	if _, err := m.h.SetTrust(m.h.t.Context(), me, m.yaml(more, without...)); err != nil {
+		m.h.t.Fatal(err)
+	}
+}
+
+func releaseStatement(t testing.TB, d digest.Digest) []byte {
+	t.Helper()
+	raw, err := attest.Marshal(attest.Statement{
+		Type: attest.StatementTypeV1, Subject: []attest.Resource{{Digest: attest.Digests(d)}}, PredicateType: attest.PredicateSignature, Predicate: json.RawMessage("{}"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func (m *team) sign(k *verify.Key, subject digest.Digest, statement []byte, predicateType string) digest.Digest {
+	m.h.t.Helper()
+	b, err := verify.SignStatement(m.h.t.Context(), k, statement)
+	if err != nil {
+		m.h.t.Fatal(err)
+	}
+	return m.attach(subject, b, predicateType)
+}
+
+func (m *team) attach(subject digest.Digest, bundle []byte, predicateType string) digest.Digest {
+	m.h.t.Helper()
+	ref, err := verify.AttachBundle(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: subject, Size: 1}, bundle, predicateType, m.h.clock())
+	if err != nil {
+		m.h.t.Fatal(err)
+	}
+	m.h.blob(credit, "{}")
+	m.h.blob(credit, string(ref.Signed))
+	return m.h.put(credit, string(ref.Descriptor.Digest), ref.Manifest).Descriptor.Digest
+}
+
+func (m *team) state(k *verify.Key, subject digest.Digest, p attest.Predicate) digest.Digest {
+	m.h.t.Helper()
+	s, err := attest.NewStatement(subject, p)
+	if err != nil {
+		m.h.t.Fatal(err)
+	}
+	return m.sign(k, subject, s, p.PredicateType())
+}
+
+func (m *team) facts(subject digest.Digest) []Fact {
+	m.h.t.Helper()
+	list, err := m.h.Facts(m.h.t.Context(), me, credit, subject)
+	if err != nil {
+		m.h.t.Fatal(err)
+	}
+	return list
+}
+
+// legacy pushes what `cosign sign` v2 pushes: a manifest under the tag made
+// from the subject's digest, with a signature for each key.
+func (m *team) legacy(subject digest.Digest, keys ...*verify.Key) digest.Digest {
+	m.h.t.Helper()
+	manifest := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: m.h.blob(credit, "{}")}
+	manifest.SchemaVersion = 2
+	manifest.Config.MediaType = "application/vnd.oci.image.config.v1+json"
+	payload := `{"critical":{"identity":{"docker-reference":""},"image":{"docker-manifest-digest":"` + string(subject) + `"},"type":"cosign container image signature"},"optional":null}`
+	for _, k := range keys {
+		sig, err := verify.SignMessage(k, []byte(payload))
+		if err != nil {
+			m.h.t.Fatal(err)
+		}
+		l := m.h.blob(credit, payload)
+		l.MediaType = "application/vnd.dev.cosign.simplesigning.v1+json"
+		l.Annotations = map[string]string{"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(sig)}
+		manifest.Layers = append(manifest.Layers, l)
+	}
+	body, err := json.Marshal(manifest)
+	if err != nil {
+		m.h.t.Fatal(err)
+	}
+	return m.h.put(credit, "sha256-"+subject.Encoded()+".sig", body).Descriptor.Digest
+}
+
+func TestLegacySignaturesAreFacts(t *testing.T) {
+	h := newHouse(t)
+	m := newTeam(h)
+	model := h.put(credit, "1.0.0", h.model(credit, nil, "application/x-model", "weights")).Descriptor.Digest
+	first := m.legacy(model, m.keys[verify.Release])
+	facts := m.facts(model)
+	if len(facts) != 1 || facts[0].Outcome != verify.OutcomeVerified || facts[0].Role != "release" || facts[0].Referrer != first || facts[0].Signed.By != verify.ByLog {
+		t.Fatalf("%+v", facts)
+	}
+	// Signing again moves the tag to a manifest with one more signature; the
+	// former manifest's facts go.
+	h.advance(time.Minute)
+	second := m.legacy(model, m.keys[verify.Release], signingKey(t))
+	facts = m.facts(model)
+	if len(facts) != 2 || facts[0].Referrer != second || facts[1].Outcome != verify.CodeUnknownKey {
+		t.Errorf("%+v", facts)
+	}
+	h.sound()
+	// The gate reads them as any other.
+	rec, err := h.Decide(t.Context(), me, credit, "1.0.0", "prod")
+	if err != nil || slices.ContainsFunc(rec.Reasons, func(r gate.Reason) bool { return r.Code == gate.CodeNoRelease }) {
+		t.Errorf("%+v, %v", rec.Reasons, err)
+	}
+	if err := h.DeleteTag(t.Context(), me, credit, "sha256-"+model.Encoded()+".sig"); err != nil {
+		t.Fatal(err)
+	}
+	if facts := m.facts(model); len(facts) != 0 {
+		t.Errorf("without the tag: %+v", facts)
+	}
+	h.sound()
+	third := m.legacy(model, m.keys[verify.Release])
+	if err := h.DeleteManifest(t.Context(), me, credit, third); err != nil {
+		t.Fatal(err)
+	}
+	if facts := m.facts(model); len(facts) != 0 {
+		t.Errorf("without the manifest: %+v", facts)
+	}
+	h.sound()
+}
+
+func TestUnverifiableStatementsAreFacts(t *testing.T) {
+	h := newHouse(t)
+	m := newTeam(h)
+	model := h.put(credit, "1.0.0", h.model(credit, nil, "application/x-model", "weights")).Descriptor
+	h.put(credit, string(digest.FromBytes(h.model(credit, &model, verify.NotationArtifact, "a Notation signature"))), h.model(credit, &model, verify.NotationArtifact, "a Notation signature"))
+	m.attach(model.Digest, []byte("no bundle"), attest.PredicateSignature)
+	m.attach(model.Digest, []byte(strings.Repeat("x", verify.MaxBundle+1)), attest.PredicateSignature)
+	want := map[string]string{verify.CodeUnsupported: verify.NotationArtifact, verify.CodeBundleInvalid: attest.PredicateSignature, verify.CodeTooLarge: attest.PredicateSignature}
+	for _, f := range m.facts(model.Digest) {
+		if want[f.Outcome] != f.PredicateType || f.Message == "" {
+			t.Errorf("%+v", f)
+		}
+		delete(want, f.Outcome)
+	}
+	if len(want) > 0 {
+		t.Errorf("not among the facts: %v", want)
+	}
+	// A gate does not read again what it knows to be none.
+	src := indexSource{h.Registry, credit}
+	facts := m.facts(model.Digest)
+	for _, f := range facts {
+		why, err := src.Failed(t.Context(), model.Digest, f.Referrer, f.Trust)
+		if err != nil || why == nil || why.Code != f.Outcome {
+			t.Errorf("%s: %v, %v", f.Outcome, why, err)
+		}
+		if why, _ := src.Failed(t.Context(), model.Digest, f.Referrer, digest.FromString("another trust file")); why != nil {
+			t.Errorf("%s is remembered under another trust file", f.Outcome)
+		}
+	}
+	h.sound()
+}
+
+// What a trust file would flip is what it flips, and the log says so.
+func TestTrustReview(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	m := newTeam(h)
+	models := make([]digest.Digest, 70) // more than a page
+	for i := range models {
+		models[i] = h.put(credit, fmt.Sprintf("1.0.%d", i), h.model(credit, nil, "application/x-model", fmt.Sprint("weights", i))).Descriptor.Digest
+		m.sign(m.keys[verify.Release], models[i], releaseStatement(t, models[i]), attest.PredicateSignature)
+	}
+	deployed := m.state(m.keys[verify.Deployment], models[0], attest.Deployment{EnvironmentName: "prod", Environment: attest.ResourceOf("", digest.FromString("env")), Basis: "observed", StatedBy: "p", From: h.clock()})
+	m.legacy(models[1], m.keys[verify.Release])
+	if rv, err := h.review(ctx); err != nil || rv == nil || rv.Examined != 72 || rv.Flipped != 0 {
+		t.Fatalf("the first review: %+v, %v", rv, err)
+	}
+
+	next := m.yaml("", verify.Release, verify.Deployment)
+	size := h.leaves()
+	test, err := h.TestTrust(ctx, me, next)
+	if err != nil || test.Examined != 72 || test.Flipped != 72 || h.leaves() != size {
+		t.Fatalf("test: %d examined, %d flipped, %v", test.Examined, test.Flipped, err)
+	}
+	if f := test.Flips[0]; f.Before.Outcome != verify.OutcomeVerified || f.After.Outcome != verify.CodeUnknownKey || f.Repository != credit || f.After.Remedy == "" {
+		t.Errorf("%+v", f)
+	}
+	if list, _ := h.Deployments(ctx, me, "prod", time.Time{}, AsOf{}); len(list) != 1 {
+		t.Fatalf("deployments: %+v", list)
+	}
+	h.advance(time.Hour)
+	if _, err := h.SetTrust(ctx, me, next); err != nil {
+		t.Fatal(err)
+	}
+	// It is cut off in the middle, and goes on after the restart.
+	cut, stop := context.WithCancel(ctx)
+	stop()
+	if _, err := h.review(cut); err == nil {
+		t.Fatal("a review without time ended")
+	}
+	h.crash()
+	applied, err := h.review(ctx)
+	if err != nil || applied.Flipped != test.Flipped || applied.Finished.IsZero() {
+		t.Fatalf("%+v, %v", applied, err)
+	}
+	for i, f := range applied.Flips {
+		if f != test.Flips[i] {
+			t.Errorf("test said %+v, and it is %+v", test.Flips[i], f)
+			break
+		}
+	}
+	facts := m.facts(models[0])
+	for _, f := range facts {
+		if f.Outcome != verify.CodeUnknownKey || f.Trust != applied.Trust || !f.At.Before(h.clock()) {
+			t.Errorf("%+v", f)
+		}
+	}
+	// What followed from the statement went with it.
+	if list, _ := h.Deployments(ctx, me, "prod", time.Time{}, AsOf{}); len(list) != 0 {
+		t.Errorf("deployments: %+v", list)
+	}
+	changes := 0
+	for i := size; i < h.leaves(); i++ {
+		l, err := h.Leaf(ctx, me, i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l.Event.Kind == EventFact {
+			changes++
+			if l.Event.Outcome != verify.CodeUnknownKey || !slices.Contains(l.Event.Subjects, applied.Trust) {
+				t.Errorf("%+v", l.Event)
+			}
+		}
+	}
+	if changes != 72 {
+		t.Errorf("%d leaves of changed facts", changes)
+	}
+	h.sound()
+	if again, err := h.review(ctx); err != nil || again != nil {
+		t.Errorf("it was reviewed twice: %+v, %v", again, err)
+	}
+	// Back again: everything as it was, with the time at which it was admitted.
+	m.apply("")
+	if back, err := h.review(ctx); err != nil || back.Flipped != 72 {
+		t.Errorf("%+v, %v", back, err)
+	}
+	if list, _ := h.Deployments(ctx, me, "prod", time.Time{}, AsOf{}); len(list) != 1 || list[0].Statement != deployed || list[0].AdmittedAt.Equal(h.clock()) {
+		t.Errorf("deployments: %+v", list)
+	}
+	if rv, err := h.TrustReview(ctx, me); err != nil || rv.Flipped != 72 {
+		t.Errorf("%+v, %v", rv, err)
+	}
+	h.sound()
+}
+
+func (h *house) leaves() int64 {
+	h.t.Helper()
+	s, err := h.Stats(h.t.Context())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return s.Leaves
+}
+
+// certified is a model with everything, and its certificate.
+func (m *team) certified() (model, certificate digest.Digest) {
+	h := m.h
+	raw, err := attest.Marshal(attest.Environment{Name: "prod", Target: attest.Target{Protocol: "oip-v2-rest", URL: "http://127.0.0.1:1", Model: "m"}, RecordedAt: h.clock(),
+		Fingerprint: map[string]attest.FingerprintField{"cpu": {Value: "x", Assurance: attest.Observed}}})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	env := h.put("env/prod", "current", h.model("env/prod", nil, attest.EnvironmentType, string(raw))).Descriptor.Digest
+	model = h.put(credit, "1.0.0", h.model(credit, nil, "application/x-model", "weights")).Descriptor.Digest
+	m.sign(m.keys[verify.Release], model, releaseStatement(h.t, model), attest.PredicateSignature)
+	m.state(m.keys[verify.Provenance], model, attest.Lineage{RecordedAt: h.clock(), Parents: []attest.Parent{}, Code: []attest.Code{},
+		Datasets: []attest.Dataset{{Relation: attest.TrainedOn, How: "sha256", Resource: attest.Resource{Digest: attest.Digests(digest.FromString("data"))}}}})
+	some := attest.ResourceOf("", digest.FromString("x"))
+	certificate = m.state(m.keys[verify.Conformance], model, attest.Certificate{
+		CertificateID: "urn:uuid:1", Verdict: attest.Certified, IssuedAt: h.clock(), Validity: attest.Validity{NotBefore: h.clock(), NotAfter: h.clock().Add(90 * 24 * time.Hour)},
+		Finding: attest.Finding{
+			Claim: "at most 1 %", EnvironmentName: "prod", Environment: attest.ResourceOf("", env), Suite: some, Criteria: some, Plan: some, Replay: some, Cases: 299,
+			Metrics: []attest.Metric{{Name: "flips", Comparator: "<=", Threshold: "0", Value: "0", SampleSize: 299, Passed: true}},
+		},
+	})
+	return model, certificate
+}
+
+func (m *team) decide() DecisionRecord {
+	m.h.t.Helper()
+	rec, err := m.h.Decide(m.h.t.Context(), me, credit, "1.0.0", "prod")
+	if err != nil {
+		m.h.t.Fatal(err)
+	}
+	return rec
+}
+
+func reasons(rec DecisionRecord) (codes []string) {
+	for _, r := range rec.Reasons {
+		codes = append(codes, r.Code)
+	}
+	return codes
+}
+
+// A withdrawal takes effect at the gate at once, and offline within the life
+// of the status list.
+func TestWithdrawalAndStatusList(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	m := newTeam(h)
+	_, certificate := m.certified()
+	if rec := m.decide(); !rec.Allow {
+		t.Fatal(reasons(rec))
+	}
+	before, err := h.StatusList(ctx, me)
+	if err != nil || len(before.List.Withdrawn) != 0 {
+		t.Fatalf("%+v, %v", before.List, err)
+	}
+	h.advance(time.Minute)
+	m.state(m.keys[verify.Release], certificate, attest.Withdrawal{Reason: "not mine to withdraw", WithdrawnAt: h.clock(), StatedBy: "x"})
+	if l, _ := h.StatusList(ctx, me); len(l.List.Withdrawn) != 0 {
+		t.Error("somebody without the role withdrew it")
+	}
+	withdrawal := m.state(m.keys[verify.Withdrawal], certificate, attest.Withdrawal{Reason: "a mistake", WithdrawnAt: h.clock(), StatedBy: "lab"})
+	if rec := m.decide(); rec.Allow || !slices.Contains(reasons(rec), gate.CodeWithdrawn) {
+		t.Errorf("allowed %v: %v", rec.Allow, reasons(rec))
+	}
+	after, err := h.StatusList(ctx, access.Actor{ID: "user:gate"})
+	if err != nil || len(after.List.Withdrawn) != 1 || after.List.Withdrawn[0].Digest != string(certificate) {
+		t.Fatalf("%+v, %v", after.List, err)
+	}
+	if _, err := h.StatusList(ctx, access.Actor{}); !errors.Is(err, access.ErrUnauthenticated) {
+		t.Errorf("for nobody: %v", err)
+	}
+	// Offline: the server's own key has the role withdrawal there.
+	key, err := verify.NewKey(h.id.Status)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := verify.ParseTrust(m.yaml(identity("server", key, "", verify.Withdrawal)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := verify.ParseStatus(after.Envelope, trust, verify.Context{Repository: credit, Now: h.clock()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := s.List.Find(certificate); !ok {
+		t.Error("the certificate is not in the list")
+	}
+	if _, err := verify.ParseStatus(after.Envelope, trust, verify.Context{Repository: credit, Now: h.clock().Add(24 * time.Hour)}); err == nil {
+		t.Error("yesterday's list is believed")
+	}
+	h.sound()
+	h.crash()
+	if l, err := h.StatusList(ctx, me); err != nil || len(l.List.Withdrawn) != 1 {
+		t.Errorf("after a crash: %+v, %v", l.List, err)
+	}
+	// The statement that withdraws cannot be removed from a release.
+	if err := h.DeleteManifest(ctx, me, credit, withdrawal); !errors.Is(err, ErrManifestHeld) {
+		t.Errorf("the withdrawal was deleted: %v", err)
+	}
+	h.sound()
+}
+
+func TestApprovalsAndBreakGlass(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	var log bytes.Buffer
+	h.Registry.log = slog.New(slog.NewTextHandler(&log, nil))
+	m := newTeam(h)
+	model, _ := m.certified()
+	ann, bob := signingKey(t), signingKey(t)
+	m.apply(identity("ann", ann, "", verify.Approval) + identity("bob", bob, "", verify.Approval) + identity("boss", m.keys[verify.Release], "", verify.Approval))
+	policy := "version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\nrequireApprovals: 2\n"
+	if _, err := h.SetPolicy(ctx, me, []byte(policy)); err != nil {
+		t.Fatal(err)
+	}
+	approve := func(k *verify.Key, person, meaning string) digest.Digest {
+		p, err := h.EnrollPerson(ctx, me, person, "Somebody called "+person)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.state(k, model, attest.Approval{Person: person, NameHash: p.NameHash, Meaning: meaning, Reason: "validated", ApprovedAt: h.clock()})
+	}
+	want := func(codes ...string) {
+		t.Helper()
+		rec := m.decide()
+		if rec.Allow {
+			t.Errorf("allowed, want %v", codes)
+		}
+		for _, c := range codes {
+			if !slices.Contains(reasons(rec), c) {
+				t.Errorf("reasons %v, want %s", reasons(rec), c)
+			}
+		}
+	}
+	want(gate.CodeNoApproval)
+	approve(m.keys[verify.Release], "release", attest.MeaningApproval) // who submitted it
+	want(gate.CodeOwnApproval, gate.CodeNoApproval)
+	approve(ann, "ann", "review")
+	want(gate.CodeNoApproval)
+	approve(ann, "ann", attest.MeaningApproval)
+	approve(ann, "ann", attest.MeaningApproval) // twice is once
+	want(gate.CodeApprovalQuorum)
+	approve(bob, "ann", attest.MeaningApproval) // in another's name
+	want(gate.CodeApprovalQuorum)
+
+	if _, err := h.BreakGlass(ctx, access.Actor{ID: "user:p", Grants: []access.Grant{{Role: access.Pusher, Repositories: "**"}}}, credit, "1.0.0", "prod", "x"); !errors.Is(err, access.ErrDenied) {
+		t.Errorf("a pusher breaks the glass: %v", err)
+	}
+	if _, err := h.BreakGlass(ctx, me, credit, "1.0.0", "prod", " "); !errors.Is(err, ErrDocumentInvalid) {
+		t.Errorf("without a reason: %v", err)
+	}
+	rec, err := h.BreakGlass(ctx, me, credit, "1.0.0", "prod", "outage 4711")
+	if err != nil || !rec.Allow || !rec.BreakGlass || !slices.Contains(reasons(rec), gate.CodeBreakGlass) {
+		t.Fatalf("%+v, %v", rec.Decision, err)
+	}
+	l, err := h.Leaf(ctx, me, rec.LogIndex)
+	if err != nil || l.Event.Kind != EventBreakGlass || l.Event.ReasonHash == "" || bytes.Contains(l.Bytes, []byte("4711")) {
+		t.Errorf("%+v, %v", l.Event, err)
+	}
+	if !strings.Contains(log.String(), "BREAK GLASS") {
+		t.Errorf("it is not loud: %s", &log)
+	}
+	again, err := h.BreakGlass(ctx, me, credit, "1.0.0", "prod", "outage 4711")
+	if err != nil || again.LogIndex == rec.LogIndex {
+		t.Errorf("the second one has no leaf of its own: %+v, %v", again, err)
+	}
+	approve(bob, "bob", attest.MeaningApproval)
+	if rec := m.decide(); !rec.Allow || rec.BreakGlass || !slices.Contains(reasons(rec), gate.CodeApproved) {
+		t.Errorf("with two approvals: %v", reasons(rec))
+	}
+	// With all approvals there is no glass to break, and nothing else is let
+	// pass for it.
+	if rec, err := h.BreakGlass(ctx, me, credit, "1.0.0", "prod", "why not"); err != nil || rec.BreakGlass {
+		t.Errorf("%+v, %v", rec.Decision, err)
+	}
+	m.state(m.keys[verify.Withdrawal], model, attest.Withdrawal{Reason: "recall", WithdrawnAt: h.clock(), StatedBy: "risk"})
+	if rec, err := h.BreakGlass(ctx, me, credit, "1.0.0", "prod", "outage"); err != nil || rec.Allow || !slices.Contains(reasons(rec), gate.CodeRecalled) {
+		t.Errorf("a recalled model: %+v, %v", rec.Decision, err)
+	}
+	h.sound()
+}
+
+func TestPersons(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	auditor := access.Actor{ID: "user:a", Grants: []access.Grant{{Role: access.Auditor, Repositories: "**"}}}
+	pusher := access.Actor{ID: "user:p", Grants: []access.Grant{{Role: access.Pusher, Repositories: "credit/**"}}}
+	p, err := h.EnrollPerson(ctx, me, "p-17", "Ann Example")
+	if err != nil || len(p.NameHash) != 64 {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	renamed, err := h.EnrollPerson(ctx, me, "p-17", "Ann Other")
+	if err != nil || renamed.NameHash == p.NameHash {
+		t.Fatalf("%+v, %v", renamed, err)
+	}
+	if got, err := h.Person(ctx, auditor, "p-17"); err != nil || got.Name != "Ann Other" || got.NameHash != renamed.NameHash {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := h.Person(ctx, pusher, "p-17"); err != nil || got.Name != "" || got.NameHash != renamed.NameHash {
+		t.Errorf("for a pusher: %+v, %v", got, err)
+	}
+	if _, err := h.Person(ctx, access.Actor{}, "p-17"); !errors.Is(err, access.ErrUnauthenticated) {
+		t.Errorf("for nobody: %v", err)
+	}
+	if _, err := h.Person(ctx, auditor, "p-18"); !errors.Is(err, ErrUnknown) {
+		t.Errorf("nobody of that id: %v", err)
+	}
+	for _, actor := range []access.Actor{auditor, pusher} {
+		if _, err := h.EnrollPerson(ctx, actor, "p-19", "X"); !errors.Is(err, access.ErrDenied) {
+			t.Errorf("enrolled by %s: %v", actor.ID, err)
+		}
+		if _, err := h.ErasePerson(ctx, actor, "p-17"); !errors.Is(err, access.ErrDenied) {
+			t.Errorf("erased by %s: %v", actor.ID, err)
+		}
+	}
+	for _, id := range []string{"", "Ann Example", "a/b", strings.Repeat("x", 65)} {
+		if _, err := h.EnrollPerson(ctx, me, id, "X"); !errors.Is(err, ErrDocumentInvalid) {
+			t.Errorf("id %q: %v", id, err)
+		}
+	}
+	gone, err := h.ErasePerson(ctx, me, "p-17")
+	if err != nil || gone.Erased.IsZero() || gone.NameHash != renamed.NameHash {
+		t.Fatalf("%+v, %v", gone, err)
+	}
+	rows, _ := h.state()
+	for k, v := range rows {
+		if strings.Contains(v, "Ann") {
+			t.Errorf("row %q still has the name", k)
+		}
+	}
+	size := h.leaves()
+	if _, err := h.ErasePerson(ctx, me, "p-17"); err != nil || h.leaves() != size {
+		t.Errorf("erased twice: %v", err)
+	}
+	h.sound()
+}
