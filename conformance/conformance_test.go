@@ -332,6 +332,7 @@ func TestNothingThatIsMissingImprovesAVerdict(t *testing.T) {
 		return scorer(in)
 	}
 	cases["rejected by one case"] = barely.replay()
+	cases["certified by criteria of version 2"] = second(newBench(t, scorer), close...).replay()
 	for name, r := range cases {
 		before := judged(t, r)
 		if !strings.HasPrefix(name, strings.ToLower(string(before.Verdict))) {
@@ -347,7 +348,7 @@ func TestNothingThatIsMissingImprovesAVerdict(t *testing.T) {
 			if err := json.Unmarshal(raw, &fields); err != nil {
 				rt.Fatal(err)
 			}
-			field := rapid.SampledFrom([]string{"case", "attempt", "request", "sentAt", "receivedAt", "status", "response", "error", "all of it"}).Draw(rt, "field")
+			field := rapid.SampledFrom([]string{"case", "attempt", "probe", "request", "sentAt", "receivedAt", "status", "response", "error", "all of it"}).Draw(rt, "field")
 			changed := *r
 			changed.Observations = slices.Clone(r.Observations)
 			if field == "all of it" {

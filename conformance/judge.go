@@ -46,7 +46,7 @@ func Judge(r *Replayed) (attest.Report, error) {
 	if err != nil {
 		return attest.Report{}, err
 	}
-	j := &judge{r: r, protocol: protocol, flips: map[[2]string]int{}, slices: map[string]*attest.SliceCount{}}
+	j := &judge{r: r, protocol: protocol, flips: map[[2]string]int{}, slices: map[string]*attest.SliceCount{}, latency: compare.NewLatency()}
 	j.report = attest.Report{
 		Reasons: []string{}, EnvironmentName: r.Plan.EnvironmentName, Environment: r.Plan.Environment,
 		Model: r.Plan.Model, Suite: r.Plan.Suite, Criteria: r.Plan.Criteria,
@@ -60,9 +60,27 @@ func Judge(r *Replayed) (attest.Report, error) {
 			Relative: c.Relative,
 		}})
 	}
+	for _, l := range r.Suite.Criteria.Limits {
+		j.limits = append(j.limits, &limit{Limit: l})
+	}
 	j.fits()
-	j.cases()
-	j.conclude()
+	observed := map[string][]attest.Observation{}
+	for _, o := range r.Observations {
+		key := o.Case
+		if o.Probe != "" {
+			key = probeKey(o.Probe, o.Case)
+		}
+		observed[key] = append(observed[key], o)
+	}
+	if j.second() {
+		if err := j.measureNoise(observed); err != nil {
+			return attest.Report{}, err
+		}
+	}
+	j.cases(observed)
+	if err := j.conclude(); err != nil {
+		return attest.Report{}, err
+	}
 	return j.report, nil
 }
 
@@ -76,6 +94,16 @@ type judge struct {
 	slices   map[string]*attest.SliceCount
 	flipped  int // claim cases
 
+	// The rest is of criteria of version 2.
+	limits    []*limit
+	latency   *compare.Latency
+	scheduled bool
+	fast      int // answers within the limit on them
+	noisy     bool
+	distances [64][2]int // cases and flips by the bucket of their distance
+	gated     bool       // all gates passed
+	planned   map[string]bool
+
 	against []string // it differs
 	short   []string // the evidence does not reach
 }
@@ -86,7 +114,12 @@ type numerics struct {
 	tolerance         compare.Tolerance
 	maxAbs, maxScaled float64
 	want, got         []float64 // scores, case by case
+	noise             float64   // the candidate's floor
+	total             compare.Difference
 }
+
+// second reports whether the criteria are of version 2.
+func (j *judge) second() bool { return j.r.Suite.Criteria.Version == 2 }
 
 func (j *judge) differs(format string, a ...any) {
 	j.against = append(j.against, fmt.Sprintf(format, a...))
@@ -152,11 +185,7 @@ func equal(a, b attest.Resource) bool {
 }
 
 // cases looks at each case, in the suite's order.
-func (j *judge) cases() {
-	byCase := map[string][]attest.Observation{}
-	for _, o := range j.r.Observations {
-		byCase[o.Case] = append(byCase[o.Case], o)
-	}
+func (j *judge) cases(byCase map[string][]attest.Observation) {
 	count := &j.report.Cases
 	for _, c := range j.r.Suite.Cases {
 		if c.Stratum == attest.StratumBorder {
@@ -181,6 +210,11 @@ func (j *judge) cases() {
 			continue
 		}
 		j.first(c, list[0])
+	}
+	for key := range byCase {
+		if kind, id, isProbe := strings.Cut(key, "/"); isProbe && j.planned[kind+"/"+id] {
+			delete(byCase, key)
+		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(byCase)) {
 		count.Damaged++
@@ -207,6 +241,9 @@ func whole(request string, list []attest.Observation) error {
 // first judges the first attempt at a case.
 func (j *judge) first(c attest.Case, o attest.Observation) {
 	q, _, golden := j.r.Suite.question(c, j.r.Plan.Target)
+	if o.Error == nil && o.Status < 400 {
+		j.timing(o)
+	}
 	if o.Error != nil {
 		j.report.Cases.Failed++
 		j.report.Errors[o.Error.Class]++
@@ -232,9 +269,26 @@ func (j *judge) first(c attest.Case, o attest.Observation) {
 			tol = j.numerics[n].tolerance
 		}
 		d := compare.Tensors(golden[i], a.Outputs[i], tol)
-		if d.Broken != "" {
-			j.wrong(c, "not-comparable", d.Broken)
+		if d.Fault != "" {
+			class := "not-comparable"
+			if j.second() {
+				class = string(d.Fault)
+			}
+			j.wrong(c, class, d.Broken)
 			return
+		}
+		if c.Stratum == attest.StratumClaim {
+			for _, l := range j.limits {
+				if l.Output != golden[i].Name {
+					continue
+				}
+				x, err := measure(l.Measure, golden[i], a.Outputs[i])
+				if err != nil {
+					j.wrong(c, "not-comparable", err.Error())
+					return
+				}
+				l.values = append(l.values, x)
+			}
 		}
 		if n < 0 {
 			continue // an output that the criteria do not speak of
@@ -246,6 +300,7 @@ func (j *judge) first(c attest.Case, o attest.Observation) {
 		s.summary.BitsDiffer += d.BitsDiffer
 		s.maxAbs, s.maxScaled = math.Max(s.maxAbs, d.MaxAbs), math.Max(s.maxScaled, d.MaxScaled)
 		s.scores(golden[i], a.Outputs[i])
+		s.total.Add(&d)
 	}
 	for _, n := range j.numerics {
 		want, distance, err1 := decide(n.criteria, golden)
@@ -292,6 +347,11 @@ func (j *judge) wrong(c attest.Case, class, detail string) {
 
 func (j *judge) decision(c attest.Case, n numerics, want, got int, distance float64) {
 	flip := want != got
+	near := &j.distances[compare.Bucket(distance)]
+	near[0]++
+	if flip {
+		near[1]++
+	}
 	if c.Stratum == attest.StratumBorder {
 		switch {
 		case flip && distance <= n.tolerance.Absolute:
@@ -323,7 +383,7 @@ func (j *judge) decision(c attest.Case, n numerics, want, got int, distance floa
 }
 
 // conclude turns counts into a verdict.
-func (j *judge) conclude() {
+func (j *judge) conclude() error {
 	r, plan := &j.report, j.r.Suite.Criteria.Plan
 	for _, k := range slices.SortedFunc(maps.Keys(j.flips), func(a, b [2]string) int {
 		return cmp.Or(cmp.Compare(j.flips[b], j.flips[a]), cmp.Compare(a[0], b[0]), cmp.Compare(a[1], b[1]))
@@ -340,6 +400,9 @@ func (j *judge) conclude() {
 		n.summary.Tolerance = stats.Format(n.tolerance.Absolute)
 		if score, err := compare.Score(n.want, n.got); err == nil {
 			n.summary.Bias = stats.Format(score.MeanDifference)
+		}
+		if j.second() {
+			n.describe()
 		}
 		exceeding += n.summary.Exceeding
 		r.Numerics = append(r.Numerics, n.summary)
@@ -368,6 +431,15 @@ func (j *judge) conclude() {
 	}
 	if c.Compared == 0 {
 		j.fallsShort("nothing was compared")
+	}
+	if j.second() {
+		if err := j.gates(); err != nil {
+			return err
+		}
+		j.describe()
+		if len(j.against) == 0 && len(j.short) == 0 && !j.gated {
+			j.fallsShort("not every gate passed")
+		}
 	}
 	switch {
 	case len(j.against) > 0:
@@ -399,8 +471,14 @@ func (j *judge) conclude() {
 			r.Reasons = append(r.Reasons, fmt.Sprintf("%s is %s, at most %s is allowed", m.Name, m.Value, m.Threshold))
 		}
 	}
+	for _, g := range r.Gates {
+		for _, h := range g.Hypotheses {
+			r.Metrics = append(r.Metrics, attest.Metric{Name: g.Name + ": " + h.Name + ", p", Comparator: "<=", Threshold: stats.Format(plan.Alpha), Value: h.P, SampleSize: h.N, Passed: h.Holds})
+		}
+	}
 	r.Difference = j.words()
 	r.Claim = j.claim(bound)
+	return nil
 }
 
 func percent(x float64) string { return stats.Format(float64(x*100)) + " %" }

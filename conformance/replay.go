@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,7 @@ type PlanOptions struct {
 	Concurrency       int           // 0 is 1
 	Timeout           time.Duration // of one request; 0 is 30 s
 	Retries           int           // further attempts, recorded and never judged
+	Probes            int           // cases asked again to measure noise; 0 is 32 for criteria of version 2
 	Deadline          time.Duration // 0 is a day
 	Now               time.Time
 }
@@ -48,13 +50,16 @@ func NewPlan(opt PlanOptions) (attest.Plan, error) {
 	if opt.Deadline == 0 {
 		opt.Deadline = 24 * time.Hour
 	}
+	if opt.Probes == 0 && opt.Suite.Criteria.Version == 2 {
+		opt.Probes = min(32, opt.Suite.Document.Claim)
+	}
 	p := attest.Plan{
 		Model:           attest.ResourceOf("", opt.Model),
 		Suite:           attest.ResourceOf(attest.SuiteType, opt.SuiteDigest),
 		Criteria:        attest.ResourceOf(attest.CriteriaType, opt.CriteriaDigest),
 		EnvironmentName: opt.Environment.Name, Environment: attest.ResourceOf(attest.EnvironmentType, opt.EnvironmentDigest),
 		Target: opt.Environment.Target, Cases: len(opt.Suite.Cases), Order: opt.Suite.order(),
-		Concurrency: opt.Concurrency, TimeoutMillis: int(opt.Timeout.Milliseconds()), Retries: opt.Retries,
+		Concurrency: opt.Concurrency, TimeoutMillis: int(opt.Timeout.Milliseconds()), Retries: opt.Retries, Probes: opt.Probes,
 		PlannedAt: opt.Now.UTC(), Deadline: opt.Now.Add(opt.Deadline).UTC(),
 	}
 	return p, p.Validate()
@@ -96,7 +101,11 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 	}
 	done := map[string]bool{}
 	for _, o := range j.list {
-		done[o.Case] = true
+		if o.Probe != "" {
+			done[probeKey(o.Probe, o.Case)] = true
+		} else {
+			done[o.Case] = true
+		}
 	}
 	if opt.Progress != nil && len(done) > 0 {
 		opt.Progress(len(done))
@@ -124,6 +133,21 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 	if err := group.Wait(); err != nil {
 		return attest.Replay{}, nil, err
 	}
+	// The noise probes come after all cases, so that no case is asked of a
+	// server that has just answered it.
+	probes, err := s.probes(plan, tg)
+	if err != nil {
+		return attest.Replay{}, nil, err
+	}
+	for _, p := range probes {
+		if done[probeKey(p.kind, p.cases[0].ID)] || ctx.Err() != nil {
+			continue
+		}
+		group.Go(func() error { return p.send(ctx, plan, tg, j) })
+	}
+	if err := group.Wait(); err != nil {
+		return attest.Replay{}, nil, err
+	}
 	if err := j.sync(); err != nil {
 		return attest.Replay{}, nil, err
 	}
@@ -131,10 +155,7 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 		return attest.Replay{}, nil, fmt.Errorf("the replay was interrupted after %d observations: %w", len(j.list), err)
 	}
 	slices.SortStableFunc(j.list, func(a, b attest.Observation) int {
-		if c := strings.Compare(a.Case, b.Case); c != 0 {
-			return c
-		}
-		return a.Attempt - b.Attempt
+		return cmp.Or(strings.Compare(a.Probe, b.Probe), strings.Compare(a.Case, b.Case), a.Attempt-b.Attempt)
 	})
 	replay.FinishedAt, replay.Observations = opt.Clock().UTC(), len(j.list)
 	return replay, j.list, nil
@@ -155,16 +176,7 @@ func attempt(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target, 
 		if ctx.Err() != nil {
 			return nil // we stopped, not the environment
 		}
-		o := attest.Observation{
-			Case: c.ID, Attempt: n, Request: string(digest.FromBytes(request)),
-			SentAt: x.Sent, ReceivedAt: x.Received, Status: x.Status, Header: x.Header, Response: x.Body,
-		}
-		for _, a := range x.Arrivals {
-			o.Arrivals = append(o.Arrivals, attest.Arrival{Bytes: a.Bytes, Micros: a.After.Microseconds()})
-		}
-		if x.Failure != nil {
-			o.Error = &attest.ObservationError{Class: x.Failure.Class, Message: x.Failure.Message}
-		}
+		o := observation(c.ID, n, request, x)
 		if err := j.add(o); err != nil {
 			return err
 		}
@@ -173,6 +185,34 @@ func attempt(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target, 
 		}
 	}
 	return nil
+}
+
+// send asks a probe once.
+func (p probe) send(ctx context.Context, plan attest.Plan, tg target.Target, j *journal) error {
+	one, cancel := context.WithTimeout(ctx, time.Duration(plan.TimeoutMillis)*time.Millisecond)
+	defer cancel()
+	x := tg.Send(one, p.request)
+	if ctx.Err() != nil {
+		return nil
+	}
+	o := observation(p.cases[0].ID, 1, p.request, x)
+	o.Probe = p.kind
+	return j.add(o)
+}
+
+// observation records an exchange.
+func observation(id string, attempt int, request []byte, x target.Exchange) attest.Observation {
+	o := attest.Observation{
+		Case: id, Attempt: attempt, Request: string(digest.FromBytes(request)),
+		SentAt: x.Sent, ReceivedAt: x.Received, Status: x.Status, Header: x.Header, Response: x.Body,
+	}
+	for _, a := range x.Arrivals {
+		o.Arrivals = append(o.Arrivals, attest.Arrival{Bytes: a.Bytes, Micros: a.After.Microseconds()})
+	}
+	if x.Failure != nil {
+		o.Error = &attest.ObservationError{Class: x.Failure.Class, Message: x.Failure.Message}
+	}
+	return o
 }
 
 // preflight asks what has to hold before the cases mean anything. It uses two

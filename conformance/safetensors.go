@@ -18,7 +18,10 @@ import (
 
 // The element types, in the words of the Open Inference Protocol and of
 // safetensors.
-var safetensorTypes = map[string]string{"FP32": "F32", "FP64": "F64"}
+var safetensorTypes = map[string]string{
+	"BOOL": "BOOL", "UINT8": "U8", "INT8": "I8", "UINT16": "U16", "INT16": "I16", "UINT32": "U32", "INT32": "I32", "UINT64": "U64", "INT64": "I64",
+	"FP16": "F16", "BF16": "BF16", "FP32": "F32", "FP64": "F64",
+}
 
 type safetensor struct {
 	Dtype   string   `json:"dtype"`

@@ -24,6 +24,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -95,7 +96,15 @@ func ReadCandidates(r io.Reader) ([]Candidate, error) {
 
 func (t CandidateTensor) tensor(name string) (compare.Tensor, error) {
 	out := compare.Tensor{Name: name, Datatype: t.Datatype, Shape: t.Shape}
+	integer := strings.Contains(t.Datatype, "INT") || t.Datatype == "BOOL"
 	for i, n := range t.Data {
+		if integer {
+			var err error
+			if out.Bits, err = appendInteger(out.Bits, t.Datatype, n.String()); err != nil {
+				return out, fmt.Errorf("input %s: element %d: %w", name, i, err)
+			}
+			continue
+		}
 		v, err := n.Float64()
 		if err != nil {
 			return out, fmt.Errorf("input %s: element %d: %w", name, i, err)
@@ -108,11 +117,42 @@ func (t CandidateTensor) tensor(name string) (compare.Tensor, error) {
 		case "FP64":
 			out.Bits = binary.LittleEndian.AppendUint64(out.Bits, math.Float64bits(v))
 		default:
-			return out, fmt.Errorf("input %s: datatype %q cannot be replayed; use FP32 or FP64", name, t.Datatype)
+			return out, fmt.Errorf("input %s: datatype %q cannot be written as decimal numbers; use FP32, FP64, BOOL or integers", name, t.Datatype)
 		}
 	}
 	_, err := out.Values()
 	return out, err
+}
+
+// appendInteger appends an integer in its type, or says why it is none of it.
+func appendInteger(bits []byte, datatype, text string) ([]byte, error) {
+	width := compare.Width(datatype)
+	var v uint64
+	switch {
+	case width == 0:
+		return nil, fmt.Errorf("datatype %q is not known", datatype)
+	case datatype == "BOOL":
+		if text != "0" && text != "1" {
+			return nil, fmt.Errorf("%s is no BOOL; write 0 or 1", text)
+		}
+		v = uint64(text[0] - '0')
+	case strings.HasPrefix(datatype, "U"):
+		var err error
+		if v, err = strconv.ParseUint(text, 10, 8*width); err != nil {
+			return nil, err
+		}
+	default:
+		i, err := strconv.ParseInt(text, 10, 8*width)
+		if err != nil {
+			return nil, err
+		}
+		v = uint64(i)
+	}
+	for range width {
+		bits = append(bits, byte(v))
+		v >>= 8
+	}
+	return bits, nil
 }
 
 // RecordOptions say what to record.
@@ -314,14 +354,9 @@ func (r *recorder) ask(id string, inputs []compare.Tensor) (request []byte, outp
 
 // askBatch asks several questions in one request and takes the answer apart.
 func (r *recorder) askBatch(inputs [][]compare.Tensor) ([][]compare.Tensor, error) {
-	joined := slices.Clone(inputs[0])
-	for i := range joined {
-		joined[i].Bits, joined[i].Shape = nil, slices.Clone(joined[i].Shape)
-		joined[i].Shape[0] = 0
-		for _, in := range inputs {
-			joined[i].Bits = append(joined[i].Bits, in[i].Bits...)
-			joined[i].Shape[0] += in[i].Shape[0]
-		}
+	joined, ok := join(inputs)
+	if !ok {
+		return nil, errors.New("the questions cannot be asked together: their first dimension is not a batch of one")
 	}
 	_, out, err := r.ask("batch", joined)
 	if err != nil {
@@ -330,46 +365,7 @@ func (r *recorder) askBatch(inputs [][]compare.Tensor) ([][]compare.Tensor, erro
 	if r.opt.Progress != nil {
 		r.opt.Progress(len(inputs) - 1)
 	}
-	answers := make([][]compare.Tensor, len(inputs))
-	for _, t := range out {
-		if len(t.Shape) == 0 || t.Shape[0] != int64(len(inputs)) {
-			return nil, fmt.Errorf("output %s has shape %v for %d questions", t.Name, t.Shape, len(inputs))
-		}
-		row := len(t.Bits) / len(inputs)
-		for i := range answers {
-			one := t
-			one.Shape = slices.Clone(t.Shape)
-			one.Shape[0] = 1
-			one.Bits = t.Bits[i*row : (i+1)*row]
-			answers[i] = append(answers[i], one)
-		}
-	}
-	return answers, nil
-}
-
-// nudged moves every element by one unit in the last place, away from zero.
-func nudged(inputs []compare.Tensor) []compare.Tensor {
-	out := slices.Clone(inputs)
-	for i, t := range out {
-		bits := bytes.Clone(t.Bits)
-		if t.Datatype == "FP32" {
-			for j := 0; j < len(bits); j += 4 {
-				u := binary.LittleEndian.Uint32(bits[j:])
-				if v := math.Float32frombits(u + 1); u<<1 != 0 && !math.IsInf(float64(v), 0) {
-					binary.LittleEndian.PutUint32(bits[j:], u+1)
-				}
-			}
-		} else {
-			for j := 0; j < len(bits); j += 8 {
-				u := binary.LittleEndian.Uint64(bits[j:])
-				if v := math.Float64frombits(u + 1); u<<1 != 0 && !math.IsInf(v, 0) {
-					binary.LittleEndian.PutUint64(bits[j:], u+1)
-				}
-			}
-		}
-		out[i].Bits = bits
-	}
-	return out
+	return split(out, len(inputs))
 }
 
 // decide turns outputs into a decision: its index among the labels, and how
@@ -432,6 +428,11 @@ func (s *Suite) validate() error {
 	for _, c := range s.Criteria.Outputs {
 		if !slices.ContainsFunc(s.Document.Outputs, func(o attest.TensorSpec) bool { return o.Name == c.Output }) {
 			return fmt.Errorf("criteria: the suite has no output %q", c.Output)
+		}
+	}
+	for _, l := range s.Criteria.Limits {
+		if l.Output != "" && !slices.ContainsFunc(s.Criteria.Outputs, func(o attest.OutputCriteria) bool { return o.Output == l.Output }) {
+			return fmt.Errorf("criteria: %s is limited for output %q, which is not compared", l.Measure, l.Output)
 		}
 	}
 	return nil

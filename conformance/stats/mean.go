@@ -20,6 +20,10 @@ type MeanTest struct {
 
 	P      float64 // of "the mean differs by the margin or more"
 	Passed bool    // P <= Alpha
+
+	// Beyond is the p of "the mean is within the margin": a small one shows that
+	// it is not. Between the two the cases do not say.
+	Beyond float64
 }
 
 // summary returns the mean of x and its standard error.
@@ -62,6 +66,7 @@ func Equivalence(x []float64, margin, alpha, beta float64) (MeanTest, error) {
 	t.P = math.Max(t.P, lower)
 	t.Lower = t.Mean - (t.Upper - t.Mean)
 	t.Passed = t.P <= alpha
+	t.Beyond = tail(math.Abs(t.Mean), margin, t.StandardError, s)
 	return t, nil
 }
 
@@ -88,6 +93,7 @@ func oneSided(x []float64, margin, alpha, beta float64) (MeanTest, student, erro
 	s := newStudent(len(x) - 1)
 	critical := s.quantile(alpha)
 	t.P = tail(margin, t.Mean, t.StandardError, s)
+	t.Beyond = tail(t.Mean, margin, t.StandardError, s)
 	t.Lower, t.Upper = math.Inf(-1), t.Mean+float64(critical*t.StandardError)
 	t.Passed = t.P <= alpha
 	// It passes while the mean is below margin - critical*error. A true mean

@@ -165,8 +165,13 @@ func newStudent(freedom int) student {
 
 // above returns P(T > t).
 func (s student) above(t float64) float64 {
-	if t == 0 {
+	switch {
+	case t == 0:
 		return 0.5
+	case math.IsInf(t, 1):
+		return 0
+	case math.IsInf(t, -1):
+		return 1
 	}
 	square := mul(num(t), num(t))
 	v := num(float64(s.freedom))

@@ -101,6 +101,7 @@ func TestAgainstSciPy(t *testing.T) {
 			t.Fatal(err)
 		}
 		check("p of non-inferiority", n.P, r.Less, i)
+		check("p of the contrary", n.Beyond, 1-r.Less, i)
 		if e.Passed != (e.Lower > -r.Margin && e.Upper < r.Margin) {
 			t.Errorf("%d: passed %v, and the interval is [%v, %v]", i, e.Passed, e.Lower, e.Upper)
 		}

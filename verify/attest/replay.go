@@ -9,18 +9,28 @@ import (
 // A Plan is written down, pushed and so logged before the first request of a
 // replay: what will be asked of whom, and how the answers will be judged.
 type Plan struct {
-	Model           Resource  `json:"model"`
-	Suite           Resource  `json:"suite"`
-	Criteria        Resource  `json:"criteria"`
-	EnvironmentName string    `json:"environmentName"`
-	Environment     Resource  `json:"environment"` // the document, by digest
-	Target          Target    `json:"target"`
-	Cases           int       `json:"cases"`
-	Order           string    `json:"order"` // digest of the list of case ids in the order they are sent
-	Concurrency     int       `json:"concurrency"`
-	TimeoutMillis   int       `json:"timeoutMillis"`
-	Retries         int       `json:"retries"`
-	PlannedAt       time.Time `json:"plannedAt"`
+	Model           Resource `json:"model"`
+	Suite           Resource `json:"suite"`
+	Criteria        Resource `json:"criteria"`
+	EnvironmentName string   `json:"environmentName"`
+	Environment     Resource `json:"environment"` // the document, by digest
+	Target          Target   `json:"target"`
+	Cases           int      `json:"cases"`
+	Order           string   `json:"order"` // digest of the list of case ids in the order they are sent
+	Concurrency     int      `json:"concurrency"`
+	TimeoutMillis   int      `json:"timeoutMillis"`
+	Retries         int      `json:"retries"`
+
+	// Probes is how many claim cases, the first by id, are asked again in benign
+	// ways to measure the candidate's noise floor.
+	Probes int `json:"probes,omitempty"`
+
+	// RatePerSecond, if it is not 0, is an open-loop schedule: question i is due
+	// i/RatePerSecond seconds after the start, whether or not those before it
+	// were answered, and delays count from there.
+	RatePerSecond float64 `json:"ratePerSecond,omitempty"`
+
+	PlannedAt time.Time `json:"plannedAt"`
 
 	// Deadline is when a plan without a replay counts as inconclusive.
 	Deadline time.Time `json:"deadline"`
@@ -42,6 +52,8 @@ func (p Plan) Validate() error {
 		return errors.New("plan: it has no cases")
 	case p.Concurrency <= 0 || p.TimeoutMillis <= 0 || p.Retries < 0:
 		return errors.New("plan: concurrency and timeoutMillis must be positive, retries not negative")
+	case p.Probes < 0 || p.Probes > p.Cases || !(p.RatePerSecond >= 0) || p.RatePerSecond > 1e6:
+		return errors.New("plan: probes must be at most cases, and ratePerSecond between 0 and 1000000")
 	case p.PlannedAt.IsZero() || p.Deadline.IsZero():
 		return errors.New("plan: plannedAt and deadline are both needed")
 	}
@@ -51,8 +63,16 @@ func (p Plan) Validate() error {
 // An Observation is one attempt at one case: a line of observations.jsonl.
 // It holds what was seen on the wire, and nothing that was concluded from it.
 type Observation struct {
-	Case       string    `json:"case"`
-	Attempt    int       `json:"attempt"` // from 1
+	Case    string `json:"case"`
+	Attempt int    `json:"attempt"` // from 1
+
+	// Probe says that the case is asked again in a benign way, and in which; what
+	// comes of it measures noise, and is never an answer to the case.
+	Probe string `json:"probe,omitempty"`
+
+	// DueAt is when the question should have been sent, if there is a schedule.
+	DueAt *time.Time `json:"dueAt,omitempty"`
+
 	Request    string    `json:"request"` // digest of the bytes sent
 	SentAt     time.Time `json:"sentAt"`
 	ReceivedAt time.Time `json:"receivedAt"`
@@ -78,6 +98,13 @@ type Arrival struct {
 	Micros int64 `json:"micros"`
 }
 
+// Probes: ways to ask again that should change nothing.
+const (
+	ProbeRepeat = "repeat" // the same bytes
+	ProbeULP    = "ulp"    // each input moved by one unit in the last place
+	ProbeBatch  = "batch"  // together with others; the case is the first of them
+)
+
 // An ObservationError is a failure to get an answer.
 type ObservationError struct {
 	Class   string `json:"class"` // "timeout", "connection", "truncated", "too-large"
@@ -95,6 +122,10 @@ func (o Observation) Validate() error {
 		return fmt.Errorf("observation of %s: request is missing", o.Case)
 	case o.SentAt.IsZero() || o.ReceivedAt.IsZero() || o.ReceivedAt.Before(o.SentAt):
 		return fmt.Errorf("observation of %s: its times are missing or in the wrong order", o.Case)
+	case o.Probe != "" && o.Probe != ProbeRepeat && o.Probe != ProbeULP && o.Probe != ProbeBatch:
+		return fmt.Errorf("observation of %s: probe %q is unknown", o.Case, o.Probe)
+	case o.DueAt != nil && o.SentAt.Before(*o.DueAt):
+		return fmt.Errorf("observation of %s: it was sent before it was due", o.Case)
 	case o.Error == nil && (o.Status == 0 || len(o.Response) == 0):
 		return fmt.Errorf("observation of %s: it has neither an answer nor an error", o.Case)
 	case o.Error != nil && (o.Error.Class == "" || o.Error.Message == ""):
@@ -173,6 +204,68 @@ type Report struct {
 	Metrics  []Metric                 `json:"metrics"`
 	Power    OperatingCharacteristics `json:"operatingCharacteristics"`
 	Examples []Example                `json:"examples"` // the first cases that differ
+
+	// The rest is of criteria of version 2.
+
+	Gates     []Gate          `json:"gates,omitempty"`     // in the order in which they are tested
+	Distances []DistanceCount `json:"distances,omitempty"` // of all cases, by how near the reference is to another decision
+	Latency   *Latency        `json:"latency,omitempty"`
+	Probes    *ProbeCounts    `json:"probes,omitempty"`
+}
+
+// A Gate is a family of hypotheses, all of which have to be shown; those of a
+// later gate are tested only if all before it passed.
+type Gate struct {
+	Name       string       `json:"name"`
+	Tested     bool         `json:"tested"`
+	Passed     bool         `json:"passed"`
+	Hypotheses []Hypothesis `json:"hypotheses"`
+}
+
+// A Hypothesis is one thing to be shown, with what could have gone unseen.
+type Hypothesis struct {
+	Name     string `json:"name"`
+	Margin   string `json:"margin"`
+	Value    string `json:"value"`
+	Bound    string `json:"bound"`    // what the value is shown to be below, with confidence 1 - alpha
+	P        string `json:"p"`        // of "it does not hold"
+	Adjusted string `json:"adjusted"` // within the gate (Holm)
+	N        int    `json:"n"`        // independent cases
+	Unseen   string `json:"unseen"`   // the smallest effect that is refused with probability 1 - beta
+	Holds    bool   `json:"holds"`
+}
+
+// A DistanceCount is how many cases lie at a distance to another decision, and
+// how many of them flip.
+type DistanceCount struct {
+	From  string `json:"from"` // up to twice that
+	Cases int    `json:"cases"`
+	Flips int    `json:"flips"`
+}
+
+// Latency is in microseconds, from when a question was due (or, without a
+// schedule, sent) to when its answer was there.
+type Latency struct {
+	P50      int64 `json:"p50"`
+	P90      int64 `json:"p90"`
+	P99      int64 `json:"p99"`
+	Max      int64 `json:"max"`
+	Answers  int   `json:"answers"`
+	Schedule bool  `json:"schedule"`
+	Bins     []Bin `json:"bins"`
+}
+
+// A Bin counts what lies between From and twice that.
+type Bin struct {
+	From  string `json:"from"`
+	Count int    `json:"count"`
+}
+
+// ProbeCounts say what came of asking again in benign ways.
+type ProbeCounts struct {
+	Planned int `json:"planned"`
+	Used    int `json:"used"`
+	Failed  int `json:"failed"`
 }
 
 // Counts say how many cases there were, and how many of them say something.
@@ -220,6 +313,14 @@ type NumericSummary struct {
 	Bias        string `json:"bias"`        // mean of got - want of the element that decides; for labels of all
 	Tolerance   string `json:"tolerance"`   // the absolute part
 	Noise       string `json:"noise"`       // the reference's floor
+
+	// The rest is of criteria of version 2.
+
+	CandidateNoise string `json:"candidateNoise,omitempty"`
+	MaxULP         string `json:"maxULP,omitempty"`
+	Cosine         string `json:"cosine,omitempty"`
+	SNR            string `json:"snr,omitempty"`       // in decibels, "inf" without an error
+	Histogram      []Bin  `json:"histogram,omitempty"` // of |got - want|; from 0 are those that are the same
 }
 
 // An Example is a case that differs.

@@ -3,6 +3,7 @@ package attest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -102,6 +103,10 @@ func (s Suite) Validate() error {
 
 // Criteria judge a replay: criteria.json of a suite. What they say is fixed
 // before the first request is sent.
+//
+// Version 1 has outputs with tolerances and decisions, and the plan. Version 2
+// adds the candidate's noise floor and limits, and its report says more. A suite
+// of version 1 means, and reports, what it always did.
 type Criteria struct {
 	Version int `json:"version"`
 
@@ -110,7 +115,41 @@ type Criteria struct {
 
 	// Plan is the statistical claim about decisions.
 	Plan BinomialPlan `json:"plan"`
+
+	// Noise says how the candidate's own noise floor counts (version 2).
+	Noise *NoiseCriteria `json:"noise,omitempty"`
+
+	// Limits are what has to be shown beside the plan (version 2).
+	Limits []Limit `json:"limits,omitempty"`
 }
+
+// NoiseCriteria say how noisy the candidate may be: a floor of at most Ratio
+// times the reference's, or of the output's absolute tolerance where that is
+// more. Up to there its floor widens the tolerance as the reference's does;
+// beyond, the noise itself is a difference.
+type NoiseCriteria struct {
+	Ratio float64 `json:"ratio"`
+}
+
+// A Limit is a margin on one measure, at the plan's alpha and beta.
+type Limit struct {
+	Measure string  `json:"measure"`
+	Output  string  `json:"output,omitempty"` // not for latency
+	Margin  float64 `json:"margin"`
+}
+
+// Measures that a limit can be on. Those of an output are one number a case;
+// their mean over the claim cases has to be shown to be within the margin.
+const (
+	MeasureBias      = "bias"            // got - want, on both sides
+	MeasureAbsolute  = "absolute-error"  // mean |got - want|
+	MeasureVariation = "total-variation" // between two distributions over classes
+	MeasureCosine    = "cosine-distance" // 1 - cosine, of embeddings
+	MeasureSlow      = "slow-answers"    // 99 % of answers come within Margin milliseconds
+)
+
+// Measures lists them.
+var Measures = []string{MeasureBias, MeasureAbsolute, MeasureVariation, MeasureCosine, MeasureSlow}
 
 // OutputCriteria say how one output is compared.
 type OutputCriteria struct {
@@ -162,8 +201,12 @@ type BinomialPlan struct {
 func (c Criteria) Validate() error {
 	p := c.Plan
 	switch {
-	case c.Version != 1:
+	case c.Version != 1 && c.Version != 2:
 		return fmt.Errorf("criteria: version %d is unknown", c.Version)
+	case c.Version == 1 && (c.Noise != nil || len(c.Limits) > 0):
+		return errors.New("criteria: noise and limits are of version 2")
+	case c.Version == 2 && (c.Noise == nil || !(c.Noise.Ratio >= 1)):
+		return errors.New("criteria: version 2 needs noise.ratio, of at least 1")
 	case len(c.Outputs) == 0:
 		return errors.New("criteria: no output is compared")
 	case !(p.Margin > 0 && p.Margin < 1) || !(p.Alpha > 0 && p.Alpha < 1) || !(p.Beta > 0 && p.Beta < 1):
@@ -183,6 +226,16 @@ func (c Criteria) Validate() error {
 			return fmt.Errorf("criteria: %s: a threshold decision needs two labels and an index", o.Output)
 		case o.Decision.Kind != DecideLabel && o.Decision.Kind != DecideThreshold:
 			return fmt.Errorf("criteria: %s: decision kind %q is unknown", o.Output, o.Decision.Kind)
+		}
+	}
+	for _, l := range c.Limits {
+		switch {
+		case !slices.Contains(Measures, l.Measure):
+			return fmt.Errorf("criteria: measure %q is unknown", l.Measure)
+		case !(l.Margin > 0):
+			return fmt.Errorf("criteria: %s: a limit without a positive margin claims nothing", l.Measure)
+		case (l.Measure == MeasureSlow) != (l.Output == ""):
+			return fmt.Errorf("criteria: %s: it has to name an output, and only latency has none", l.Measure)
 		}
 	}
 	return nil

@@ -1,0 +1,238 @@
+package conformance
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/assay-dev/assay/conformance/compare"
+	"github.com/assay-dev/assay/conformance/stats"
+	"github.com/assay-dev/assay/verify/attest"
+)
+
+func format(x float64) string {
+	switch {
+	case math.IsInf(x, 1):
+		return "inf"
+	case math.IsInf(x, -1):
+		return "-inf"
+	}
+	return stats.Format(x)
+}
+
+// A limit collects what a limit of the criteria is judged from: one number a
+// claim case.
+type limit struct {
+	attest.Limit
+	values []float64
+}
+
+// measure computes what a limit looks at in one case.
+func measure(what string, want, got compare.Tensor) (float64, error) {
+	w, err := want.Values()
+	if err != nil {
+		return 0, err
+	}
+	g, err := got.Values()
+	if err != nil {
+		return 0, err
+	}
+	switch what {
+	case attest.MeasureBias, attest.MeasureAbsolute:
+		sum := 0.0
+		for i := range w {
+			d := g[i] - w[i]
+			if what == attest.MeasureAbsolute {
+				d = math.Abs(d)
+			}
+			sum += d
+		}
+		return sum / float64(len(w)), nil
+	case attest.MeasureVariation:
+		d, err := compare.Probabilities(w, g, 1e-3)
+		return d.Variation, err
+	case attest.MeasureCosine:
+		e, err := compare.Embeddings(w, g)
+		return 1 - e.Cosine, err
+	}
+	return 0, fmt.Errorf("measure %q is unknown", what)
+}
+
+// slowShare is how many answers may be slower than the limit on them.
+const slowShare = 0.01
+
+// gates builds the families of hypotheses and tests them, in an order that is
+// fixed: a contract that is broken makes numbers meaningless, and numbers that
+// are off make decisions that happen to agree a coincidence.
+func (j *judge) gates() error {
+	r, plan := &j.report, j.r.Suite.Criteria.Plan
+	contract := attest.Gate{Name: "contract"}
+	numerics := attest.Gate{Name: "numerics"}
+	decisions := attest.Gate{Name: "decisions"}
+	speed := attest.Gate{Name: "latency"}
+	var p [4][]float64
+
+	// What is counted and not estimated holds or does not.
+	exact := func(i int, g *attest.Gate, name string, found, of int) {
+		h := attest.Hypothesis{Name: name, Margin: "0", Value: fmt.Sprint(found), Bound: fmt.Sprint(found), N: of, Unseen: "0"}
+		x := 0.0
+		if found > 0 || of == 0 {
+			x = 1
+		}
+		g.Hypotheses, p[i] = append(g.Hypotheses, h), append(p[i], x)
+	}
+	estimated := func(i int, g *attest.Gate, name, value string, plan stats.Plan, bound, x float64) {
+		h := attest.Hypothesis{Name: name, Margin: format(plan.Margin), Value: value, Bound: format(bound), N: plan.N, Unseen: format(plan.Unseen)}
+		g.Hypotheses, p[i] = append(g.Hypotheses, h), append(p[i], x)
+	}
+	c := r.Cases
+	all := c.Claim + c.Border
+	exact(0, &contract, "cases without a comparable answer", c.Missing+c.Failed+c.Wrong+c.Damaged, all)
+	if r.Probes != nil {
+		exact(1, &numerics, "noise probes without an answer", r.Probes.Failed, r.Probes.Planned)
+	}
+	for _, n := range j.numerics {
+		exact(1, &numerics, "numbers of "+n.summary.Output+" over their tolerance", n.summary.Exceeding, n.summary.Elements)
+	}
+	noisy := 0
+	if j.noisy {
+		noisy = 1
+	}
+	exact(1, &numerics, "outputs that are noisier than the reference", noisy, len(j.numerics))
+	shown := plan.Alpha / float64(max(1, len(j.limits))) // for saying that a limit is broken
+	for _, l := range j.limits {
+		name := l.Measure
+		if l.Output != "" {
+			name += " of " + l.Output
+		}
+		if l.Measure == attest.MeasureSlow {
+			n := all
+			slow := n - j.fast // an answer that never came is not fast
+			allowed := n
+			for allowed >= 0 && !stats.Keeps(n, allowed, slowShare, plan.Alpha) {
+				allowed--
+			}
+			test := stats.BinomialPlan(n, max(allowed, 0), slowShare, plan.Alpha, plan.Beta)
+			estimated(3, &speed, fmt.Sprintf("%s, over %s ms", name, format(l.Margin)), fmt.Sprint(slow), test, stats.UpperBound(slow, n, plan.Alpha), stats.RateP(slow, n, slowShare))
+			switch {
+			case stats.LowerBound(slow, n, shown) > slowShare:
+				j.differs("%d of %d answers took more than %s ms", slow, n, format(l.Margin))
+			case stats.RateP(slow, n, slowShare) > plan.Alpha:
+				j.fallsShort("it is not shown that 99 %% of answers come within %s ms: %d of %d took longer", format(l.Margin), slow, n)
+			}
+			continue
+		}
+		test := stats.NonInferiority
+		if l.Measure == attest.MeasureBias {
+			test = stats.Equivalence
+		}
+		m, err := test(l.values, l.Margin, plan.Alpha, plan.Beta)
+		if err != nil {
+			j.fallsShort("%s cannot be judged: %v", name, err)
+			exact(1, &numerics, name, 1, len(l.values))
+			continue
+		}
+		bound := m.Upper
+		if l.Measure == attest.MeasureBias {
+			bound = math.Max(math.Abs(m.Lower), math.Abs(m.Upper))
+		}
+		estimated(1, &numerics, name, format(m.Mean), m.Plan, bound, m.P)
+		switch {
+		case m.Beyond <= shown:
+			j.differs("the %s is %s, at most %s is allowed", name, format(m.Mean), format(l.Margin))
+		case !m.Passed:
+			j.fallsShort("it is not shown that the %s is within %s: it is %s, and up to %s with %s confidence", name, format(l.Margin), format(m.Mean), format(bound), percent(1-plan.Alpha))
+		}
+	}
+	answered := max(0, c.Claim-(c.Missing+c.Failed+c.Wrong+c.Damaged))
+	estimated(2, &decisions, "decision flips", fmt.Sprint(j.flipped), stats.BinomialPlan(answered, min(plan.Allowed, answered), plan.Margin, plan.Alpha, plan.Beta),
+		stats.UpperBound(j.flipped, answered, plan.Alpha), stats.RateP(j.flipped, answered, plan.Margin))
+	if c.Border > 0 {
+		exact(2, &decisions, "border cases that flip", r.Border.Flips, c.Border)
+	}
+	list := []attest.Gate{contract, numerics, decisions}
+	if len(speed.Hypotheses) > 0 {
+		list = append(list, speed)
+	}
+	families := make([]stats.Gate, len(list))
+	for i, g := range list {
+		families[i].Name = g.Name
+		for k, h := range g.Hypotheses {
+			families[i].Hypotheses = append(families[i].Hypotheses, stats.Hypothesis{Name: h.Name, P: p[i][k]})
+		}
+	}
+	outcomes, err := stats.FixedSequence(families, plan.Alpha)
+	if err != nil {
+		return err
+	}
+	for i, o := range outcomes {
+		g := &list[i]
+		g.Tested, g.Passed = o.Tested, o.Passed
+		for k := range g.Hypotheses {
+			h := &g.Hypotheses[k]
+			h.P, h.Adjusted = format(p[i][k]), "not tested"
+			if o.Tested {
+				h.Adjusted = format(o.Adjusted[k])
+				h.Holds = o.Adjusted[k] <= plan.Alpha
+			}
+		}
+	}
+	r.Gates = list
+	j.gated = !slices.ContainsFunc(list, func(g attest.Gate) bool { return !g.Passed })
+	return nil
+}
+
+// timing takes up when an answer came.
+func (j *judge) timing(o attest.Observation) {
+	due := o.SentAt
+	if o.DueAt != nil {
+		due = *o.DueAt
+		j.scheduled = true
+	}
+	j.latency.Add(compare.Timing{Intended: due, First: o.ReceivedAt, Last: o.ReceivedAt})
+	for _, l := range j.limits {
+		if l.Measure == attest.MeasureSlow && o.ReceivedAt.Sub(due) <= time.Duration(l.Margin*float64(time.Millisecond)) {
+			j.fast++
+		}
+	}
+}
+
+// describe fills what a summary of version 2 says of an output.
+func (n *numerics) describe() {
+	s := &n.summary
+	s.MaxULP, s.Cosine, s.SNR = fmt.Sprint(n.total.MaxULP), format(n.total.Cosine()), format(n.total.SNR())
+	for b, count := range n.total.Histogram {
+		if count > 0 {
+			s.Histogram = append(s.Histogram, attest.Bin{From: format(compare.From(b)), Count: int(count)})
+		}
+	}
+}
+
+// describe fills what a report of version 2 says beyond the verdict.
+func (j *judge) describe() {
+	r := &j.report
+	for b := range j.distances {
+		if d := j.distances[b]; d[0] > 0 {
+			r.Distances = append(r.Distances, attest.DistanceCount{From: format(compare.From(b)), Cases: d[0], Flips: d[1]})
+		}
+	}
+	if h := j.latency.Whole; h.TotalCount() > 0 {
+		l := &attest.Latency{
+			P50: h.ValueAtQuantile(50), P90: h.ValueAtQuantile(90), P99: h.ValueAtQuantile(99), Max: h.Max(),
+			Answers: int(h.TotalCount()), Schedule: j.scheduled,
+		}
+		counts := map[int]int{}
+		for _, bar := range h.Distribution() {
+			if bar.Count > 0 {
+				counts[compare.Bucket(float64(bar.From))] += int(bar.Count)
+			}
+		}
+		for b := range 64 {
+			if counts[b] > 0 {
+				l.Bins = append(l.Bins, attest.Bin{From: format(compare.From(b)), Count: counts[b]})
+			}
+		}
+		r.Latency = l
+	}
+}
