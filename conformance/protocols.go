@@ -9,6 +9,8 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/assay-dev/assay/conformance/target"
+	"github.com/assay-dev/assay/conformance/target/exec"
+	"github.com/assay-dev/assay/conformance/target/httpjson"
 	"github.com/assay-dev/assay/conformance/target/oip"
 	"github.com/assay-dev/assay/conformance/target/openai"
 	"github.com/assay-dev/assay/verify/attest"
@@ -37,6 +39,14 @@ var protocols = map[string]protocol{
 	openai.NameChat:        openAI,
 	openai.NameCompletions: openAI,
 	openai.NameEmbeddings:  openAI,
+	exec.Name: {
+		open:   func(t attest.Target) (target.Target, error) { return exec.New(t) },
+		decode: func(attest.Target) (target.Protocol, error) { return exec.Protocol{}, nil },
+	},
+	httpjson.Name: {
+		open:   func(t attest.Target) (target.Target, error) { return httpjson.New(t) },
+		decode: func(t attest.Target) (target.Protocol, error) { return httpjson.NewProtocol(t) },
+	},
 }
 
 var openAI = protocol{

@@ -189,6 +189,7 @@ func environment(ts *testscript.TestScript, neg bool, args []string) {
 		"--grpc-addr", "127.0.0.1:0", "--grpc-port-file", ts.MkAbs(grpcFile), "--port-file", ts.MkAbs(file)}, args[2:]...)...)
 	// The file of REST is written last.
 	ts.Setenv(args[0], "http://"+await(ts, file))
+	ts.Setenv("GOMLX", program)
 	ts.Setenv(args[0]+"_GRPC", "grpc://"+await(ts, grpcFile))
 }
 

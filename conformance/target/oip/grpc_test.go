@@ -89,7 +89,7 @@ func pack(t testing.TB, name, text string) []byte {
 	if err := protojson.Unmarshal([]byte(text), m); err != nil {
 		t.Fatalf("%s: %v", text, err)
 	}
-	raw, err := proto.Marshal(m)
+	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
 	}

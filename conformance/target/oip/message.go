@@ -11,6 +11,7 @@ import (
 
 	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/conformance/target"
+	"github.com/assay-dev/assay/conformance/target/tensor"
 	"github.com/assay-dev/assay/conformance/target/wire"
 )
 
@@ -303,7 +304,7 @@ func readOutput(f field) (t compare.Tensor, contents bool, err error) {
 	default:
 		return t, contents, fmt.Errorf("output %q: %s has contents that are not raw", t.Name, t.Datatype)
 	}
-	width := widths[t.Datatype]
+	width := tensor.Widths[t.Datatype]
 	err = fields(body, func(f field) error {
 		if f.number != number {
 			return fmt.Errorf("output %q is %s, and its contents are in field %d", t.Name, t.Datatype, f.number)
@@ -314,9 +315,9 @@ func readOutput(f field) (t compare.Tensor, contents bool, err error) {
 			return err
 		}
 		return f.repeated(kind, func(v uint64) error {
-			bits := appendUnsigned(nil, v, width)
+			bits := tensor.AppendUnsigned(nil, v, width)
 			// A number that its type cannot hold must not lose its upper bits.
-			if back := unsigned(bits); back != v && int64(back<<(64-8*width))>>(64-8*width) != int64(v) {
+			if back := tensor.Unsigned(bits); back != v && int64(back<<(64-8*width))>>(64-8*width) != int64(v) {
 				return fmt.Errorf("output %q: %d is no %s", t.Name, int64(v), t.Datatype)
 			}
 			t.Bits = append(t.Bits, bits...)

@@ -13,6 +13,7 @@ import (
 	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/conformance/target"
 	"github.com/assay-dev/assay/conformance/target/targettest"
+	"github.com/assay-dev/assay/conformance/target/tensor"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -301,7 +302,7 @@ func FuzzDecode(f *testing.F) {
 			if len(a.Outputs) != 1 || a.Outputs[0].Name != "p" {
 				t.Errorf("outputs %+v", a.Outputs)
 			}
-			if err := checkBits(a.Outputs[0]); err != nil {
+			if err := tensor.Check(a.Outputs[0]); err != nil {
 				t.Error(err)
 			}
 		}

@@ -15,10 +15,12 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/assay-dev/assay/conformance/target"
+	"github.com/assay-dev/assay/verify/attest"
 )
 
 // MaxResponse bounds an answer, in bytes.
@@ -31,6 +33,9 @@ var evidence = []string{
 	"X-Request-Id", "Openai-Version", "Openai-Processing-Ms", "X-Ratelimit-Remaining-Requests", "X-Ratelimit-Reset-Requests",
 	"Azureml-Model-Deployment", "X-Amzn-Invoked-Production-Variant", "X-Vertex-Ai-Deployed-Model-Id",
 }
+
+// Evidence lists the response headers that are kept, by canonical name.
+func Evidence() []string { return slices.Clone(evidence) }
 
 // A Client sends requests to one environment.
 type Client struct {
@@ -198,4 +203,14 @@ func Check(r target.Response) error {
 		}
 	}
 	return nil
+}
+
+// Canonical returns any JSON value in the canonical form (RFC 8785).
+func Canonical(raw json.RawMessage) (json.RawMessage, error) {
+	// In a list, because the canonicalizer takes no value that stands alone.
+	out, err := attest.Marshal([]json.RawMessage{raw})
+	if err != nil {
+		return nil, err
+	}
+	return out[1 : len(out)-1], nil
 }

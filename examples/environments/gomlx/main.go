@@ -32,6 +32,7 @@ func run(args []string) error {
 	portFile := f.String("port-file", "", "write host:port to this file once ready")
 	grpcAddr := f.String("grpc-addr", "", "where to listen for gRPC; empty: nowhere")
 	grpcPortFile := f.String("grpc-port-file", "", "write host:port of gRPC to this file once ready")
+	stdio := f.Bool("stdio", false, "serve nobody on the network: read questions from standard input and write answers to standard output, a line each")
 	threads := f.Int("threads", 0, "how many threads the backend may use; 0 is its default")
 	int8 := f.Bool("int8", false, "round every weight to int8")
 	canary := f.String("canary", "", "a folder with another version of the model …")
@@ -53,6 +54,10 @@ func run(args []string) error {
 	if *dir == "" || o.name == "" {
 		return errors.New("--model and --name are both needed")
 	}
+	answers := os.Stdout
+	if *stdio {
+		os.Stdout = os.Stderr // where libraries may say what they like
+	}
 	backend, err := newBackend(*threads)
 	if err != nil {
 		return err
@@ -71,6 +76,9 @@ func run(args []string) error {
 	}
 	if *threads > 0 {
 		o.parameters["threads"] = fmt.Sprint(*threads)
+	}
+	if *stdio {
+		return serveLines(&server{options: o}, os.Stdin, answers)
 	}
 	l, err := net.Listen("tcp", *addr)
 	if err != nil {
