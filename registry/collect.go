@@ -142,8 +142,7 @@ func (c *collector) expireUploads() error {
 			continue
 		}
 		if err := r.submit(c.ctx, func(tx *txn) error {
-			tx.delete(key("upload", id))
-			return nil
+			return dropUploadRow(tx, id)
 		}); err != nil {
 			return err
 		}
@@ -502,7 +501,7 @@ func unlink(tx *txn, repo string, d digest.Digest) (garbage store.Key, err error
 		return "", err
 	}
 	tx.delete(key("blob", string(d)))
-	return row.Key, nil
+	return row.Key, dropStates(tx, "states", string(d))
 }
 
 // errGone says that content which somebody holds has no bytes.

@@ -50,6 +50,7 @@ type Registry struct {
 
 	seq     *sequencer
 	uploads *uploads
+	buffers *buffers
 	leases  *leases
 
 	maintenance sync.Mutex // held by the one collection that runs
@@ -75,6 +76,7 @@ func Open(ctx context.Context, opt Options) (*Registry, error) {
 		return nil, err
 	}
 	r.uploads = &uploads{sessions: map[string]*session{}, each: map[string]int{}}
+	r.buffers = newBuffers()
 	r.seq = newSequencer(r.db, r.clock)
 	r.leases = newLeases(opt.Lease, r.clock())
 	return r, nil
