@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -457,8 +458,12 @@ func (c *collector) scanSome(rg store.Range, fn func(store.Row) error) (next []b
 	return next, err
 }
 
-// Maintain collects every hour until ctx ends. A server runs one.
+// Maintain collects every hour, and publishes what follows from pushes, until
+// ctx ends. A server runs one.
 func (r *Registry) Maintain(ctx context.Context) {
+	var follower sync.WaitGroup
+	follower.Go(func() { r.follow(ctx) })
+	defer follower.Wait()
 	tick := time.NewTicker(collectEvery)
 	defer tick.Stop()
 	for {

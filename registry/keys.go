@@ -71,6 +71,7 @@ var families = map[string]struct {
 	"linkedin":     {operational, "blob digest, repository", "empty: repositories that have the blob"},
 	"states":       {operational, "blob digest, group (4 bytes)", "states of the blob's hash after its pieces, 256 of them; see attest.Pieces"},
 	"upload":       {operational, "id", "uploadRow: a session"},
+	"cursor":       {operational, "follower", "index of the first leaf that it has not followed"},
 	"uploadstates": {operational, "id, group (4 bytes)", "the same, of a session up to its last mark"},
 	"log":          {sequenced, "", "logRow: size and time of the newest leaf"},
 	"leaf":         {sequenced, "index (8 bytes)", "the leaf's bytes"},

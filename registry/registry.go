@@ -53,7 +53,8 @@ type Registry struct {
 	buffers *buffers
 	leases  *leases
 
-	maintenance sync.Mutex // held by the one collection that runs
+	published   chan struct{} // has one when a manifest with large blobs was pushed
+	maintenance sync.Mutex    // held by the one collection that runs
 	pins        pins
 }
 
@@ -77,6 +78,7 @@ func Open(ctx context.Context, opt Options) (*Registry, error) {
 	}
 	r.uploads = &uploads{sessions: map[string]*session{}, each: map[string]int{}}
 	r.buffers = newBuffers()
+	r.published = make(chan struct{}, 1)
 	r.seq = newSequencer(r.db, r.clock)
 	r.leases = newLeases(opt.Lease, r.clock())
 	return r, nil

@@ -18,6 +18,19 @@ import (
 )
 
 func (s *server) getManifest(c *call) error {
+	if c.Method == http.MethodHead {
+		d, err := s.Registry.StatManifest(c.Context(), c.actor, c.repo, c.ref)
+		if err != nil {
+			return err
+		}
+		h := c.w.Header()
+		h.Set("Content-Type", d.MediaType)
+		h.Set("Content-Length", strconv.FormatInt(d.Size, 10))
+		h.Set("Accept-Ranges", "bytes")
+		s.describe(h, d.Digest, strings.Contains(c.ref, ":"))
+		c.answer(http.StatusOK)
+		return nil
+	}
 	m, err := s.Registry.Manifest(c.Context(), c.actor, c.repo, c.ref)
 	if err != nil {
 		return err
