@@ -65,7 +65,7 @@ type BackupTail struct {
 }
 
 // notInBackup is what belongs to a running server.
-var notInBackup = map[string]bool{"schema": true, "upload": true}
+var notInBackup = map[string]bool{"schema": true, "upload": true, "uploadstates": true}
 
 // Backup writes a backup of the state at the moment of the call, while the
 // registry goes on working. Blobs that the caller has already are left out.

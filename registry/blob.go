@@ -10,12 +10,13 @@ import (
 
 	"github.com/assay-dev/assay/registry/access"
 	"github.com/assay-dev/assay/store"
+	"github.com/assay-dev/assay/verify/attest"
 )
 
 // commitBlob makes bytes that are durable under a key the blob d of a
 // repository. If the blob is stored already, the new bytes are not needed,
-// and used is false.
-func (r *Registry) commitBlob(ctx context.Context, actor access.Actor, repo string, d digest.Digest, bytes blobRow) (used bool, err error) {
+// and used is false. states are those of its [attest.Pieces], if they are known.
+func (r *Registry) commitBlob(ctx context.Context, actor access.Actor, repo string, d digest.Digest, bytes blobRow, states []byte) (used bool, err error) {
 	var damaged store.Key
 	err = r.submit(ctx, func(tx *txn) error {
 		damaged = ""
@@ -34,6 +35,9 @@ func (r *Registry) commitBlob(ctx context.Context, actor access.Actor, repo stri
 			if heals {
 				tx.emit(Event{Kind: EventHeal, Actor: actor.ID, Request: actor.RequestID, Repository: repo, Digests: []digest.Digest{d}})
 			}
+		}
+		if bytes.Size > attest.PieceSize {
+			putStates(tx, "states", string(d), states, 0)
 		}
 		link(tx, repo, d)
 		return nil

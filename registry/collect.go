@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -142,8 +143,7 @@ func (c *collector) expireUploads() error {
 			continue
 		}
 		if err := r.submit(c.ctx, func(tx *txn) error {
-			tx.delete(key("upload", id))
-			return nil
+			return dropUploadRow(tx, id)
 		}); err != nil {
 			return err
 		}
@@ -458,8 +458,12 @@ func (c *collector) scanSome(rg store.Range, fn func(store.Row) error) (next []b
 	return next, err
 }
 
-// Maintain collects every hour until ctx ends. A server runs one.
+// Maintain collects every hour, and publishes what follows from pushes, until
+// ctx ends. A server runs one.
 func (r *Registry) Maintain(ctx context.Context) {
+	var follower sync.WaitGroup
+	follower.Go(func() { r.follow(ctx) })
+	defer follower.Wait()
 	tick := time.NewTicker(collectEvery)
 	defer tick.Stop()
 	for {
@@ -502,7 +506,7 @@ func unlink(tx *txn, repo string, d digest.Digest) (garbage store.Key, err error
 		return "", err
 	}
 	tx.delete(key("blob", string(d)))
-	return row.Key, nil
+	return row.Key, dropStates(tx, "states", string(d))
 }
 
 // errGone says that content which somebody holds has no bytes.

@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -184,29 +185,68 @@ func names(rd store.Reader, rg store.Range, part, n int) (list []string, more bo
 // Referrers lists what was pushed with this subject, the newest first, of one
 // artifact type unless it is "". A subject nobody speaks of has none.
 func (r *Registry) Referrers(ctx context.Context, actor access.Actor, repo string, subject digest.Digest, artifactType string) (list []ocispec.Descriptor, err error) {
+	list = []ocispec.Descriptor{}
+	err = r.EachReferrer(ctx, actor, repo, subject, artifactType, "", func(raw []byte) (bool, error) {
+		var d ocispec.Descriptor
+		err := json.Unmarshal(raw, &d)
+		list = append(list, d)
+		return true, err
+	})
+	return list, err
+}
+
+// EachReferrer calls fn for each descriptor that [Registry.Referrers] lists,
+// after the one of the digest last unless that is "" or not among them, until
+// fn returns false. fn gets the descriptor as JSON, which is valid until it
+// returns: a list of twenty thousand need not be decoded to be sent.
+func (r *Registry) EachReferrer(ctx context.Context, actor access.Actor, repo string, subject digest.Digest, artifactType string, last digest.Digest, fn func(descriptor []byte) (more bool, err error)) error {
 	if err := r.mayPull(actor, repo); err != nil {
-		return nil, err
+		return err
 	}
 	if err := checkDigest(subject); err != nil {
-		return nil, err
+		return err
 	}
-	list = []ocispec.Descriptor{}
-	err = r.view(ctx, func(rd store.Reader) error {
-		for row, err := range rd.Scan(under("referrer", repo, string(subject))) {
+	var typed []byte // what every descriptor of the type contains
+	if artifactType != "" {
+		typed = append([]byte(`"artifactType":`), encode(artifactType)...)
+	}
+	return r.view(ctx, func(rd store.Reader) error {
+		rg := under("referrer", repo, string(subject))
+		if last != "" {
+			// Keys are in the order of the log, newest first: the place of the
+			// last one is its own row's.
+			var held heldRow
+			if ok, err := load(rd, key("held", repo, string(last)), &held); err != nil {
+				return err
+			} else if ok && held.Subject == subject {
+				rg.From = append(key("referrer", repo, string(subject), newest(held.Index), string(last)), 0)
+			}
+		}
+		for row, err := range rd.Scan(rg) {
 			if err != nil {
 				return err
 			}
-			var d ocispec.Descriptor
-			if err := decode(row, &d); err != nil {
-				return err
+			if typed != nil {
+				if !bytes.Contains(row.Value, typed) {
+					continue
+				}
+				// An annotation may contain the same text.
+				var d ocispec.Descriptor
+				if err := decode(row, &d); err != nil {
+					return err
+				}
+				if d.ArtifactType != artifactType {
+					continue
+				}
 			}
-			if artifactType == "" || d.ArtifactType == artifactType {
-				list = append(list, d)
+			if more, err := fn(row.Value); err != nil {
+				return fmt.Errorf("row %q is damaged: %w", row.Key, err)
+			} else if !more {
+				return nil
 			}
 		}
 		return nil
 	})
-	return list, err
 }
 
 // An AsOf names a moment of the past: a time, or a log index. The zero AsOf is

@@ -136,6 +136,9 @@ func (r *Registry) PutManifest(ctx context.Context, actor access.Actor, repo str
 	if err == nil && damaged != "" {
 		r.removeBlob(damaged)
 	}
+	if err == nil && receipt.LogIndex >= 0 && m.namesLarge() {
+		r.wakeFollower()
+	}
 	return receipt, err
 }
 

@@ -51,6 +51,7 @@ type Registry struct {
 
 	seq     *sequencer
 	uploads *uploads
+	buffers *buffers
 	leases  *leases
 
 	verifiers chan struct{} // has room for as many as may verify at once
@@ -61,7 +62,8 @@ type Registry struct {
 		last SignedStatusList // guarded by the mutex
 	}
 
-	maintenance sync.Mutex // held by the one collection that runs
+	published   chan struct{} // has one when a manifest with large blobs was pushed
+	maintenance sync.Mutex    // held by the one collection that runs
 	pins        pins
 }
 
@@ -85,6 +87,8 @@ func Open(ctx context.Context, opt Options) (*Registry, error) {
 		return nil, err
 	}
 	r.uploads = &uploads{sessions: map[string]*session{}, each: map[string]int{}}
+	r.buffers = newBuffers()
+	r.published = make(chan struct{}, 1)
 	r.seq = newSequencer(r.db, r.clock)
 	r.leases = newLeases(opt.Lease, r.clock())
 	return r, nil

@@ -5,11 +5,9 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"maps"
 	"slices"
@@ -23,17 +21,27 @@ import (
 
 	"github.com/assay-dev/assay/registry/access"
 	"github.com/assay-dev/assay/store"
+	"github.com/assay-dev/assay/verify/attest"
 )
 
 const (
 	// uploadBuffer is the piece in which bytes go from the network to the
-	// hash and the disk, at the same time. The first one is small, so that a
-	// client that begins and then stands still costs little.
-	uploadBuffer = 1 << 20
-	firstBuffer  = 32 << 10
+	// hash and the disk, at the same time: so large that writing it past the
+	// page cache costs next to nothing. Small uploads, and all while there are
+	// many, do with smallBuffer.
+	uploadBuffer = 4 << 20
+	smallBuffer  = 256 << 10
 
-	// uploadAhead is how many such pieces may wait.
-	uploadAhead = 3
+	// firstBuffer is what a client has to have sent of a piece before it gets
+	// one of those: one that begins and then stands still costs little.
+	firstBuffer = 32 << 10
+
+	// uploadAhead is how many such pieces may wait: one is being received
+	// and one hashed and written meanwhile.
+	uploadAhead = 1
+
+	// largeBuffers is how many large ones there are for all uploads together.
+	largeBuffers = 24
 
 	// checkpointEvery is how many bytes a crash may cost an upload.
 	checkpointEvery = 256 << 20
@@ -134,9 +142,10 @@ type session struct {
 	mu     sync.Mutex
 	owner  int              // guarded by mu, as all below: the newest request
 	writer store.BlobWriter // nil before the first byte
-	hash   hash.Hash
+	hash   *attest.PieceHash
 	offset int64
 	marks  []mark // of the row
+	states int    // of pieces, that are in rows
 	hasRow bool
 	gone   bool
 	active time.Time
@@ -162,15 +171,14 @@ func (s *session) durable() mark {
 	return s.marks[len(s.marks)-1]
 }
 
-// rehash sets the hash to what it was at a mark.
-func (s *session) rehash(m mark) error {
-	s.hash = s.alg.Hash()
-	if m.Offset == 0 {
-		return nil
-	}
-	if err := s.hash.(encoding.BinaryUnmarshaler).UnmarshalBinary(m.State); err != nil {
+// rehash sets the hash to what it was at a mark. states are those of the
+// pieces before it, or more.
+func (s *session) rehash(m mark, states []byte) error {
+	s.hash = attest.NewPieceHash(s.alg)
+	if err := s.hash.Resume(m.Offset, m.State, states); err != nil {
 		return fmt.Errorf("upload %s: hash state: %w", s.id, err)
 	}
+	s.states = min(s.states, int(m.Offset/attest.PieceSize))
 	return nil
 }
 
@@ -196,7 +204,7 @@ func (r *Registry) StartUpload(ctx context.Context, actor access.Actor, repo str
 	rand.Read(raw[:])
 	s := &session{
 		id: hex.EncodeToString(raw[:]), repo: repo, actor: actor.ID, alg: start.Algorithm,
-		hash: start.Algorithm.Hash(), active: r.clock(),
+		hash: attest.NewPieceHash(start.Algorithm), active: r.clock(),
 	}
 	r.uploads.mu.Lock()
 	defer r.uploads.mu.Unlock()
@@ -236,10 +244,14 @@ func (r *Registry) session(ctx context.Context, actor access.Actor, repo, id str
 		return s, nil
 	}
 	var row uploadRow
+	var states []byte
 	err := r.view(ctx, func(rd store.Reader) error {
 		ok, err := load(rd, key("upload", id), &row)
 		if err == nil && (!ok || row.Repository != repo) {
 			err = unknown
+		}
+		if err == nil {
+			states, err = loadStates(rd, "uploadstates", id)
 		}
 		return err
 	})
@@ -264,7 +276,8 @@ func (r *Registry) session(ctx context.Context, actor access.Actor, repo, id str
 	}
 	// What came after the last mark may be there or not.
 	last := s.durable()
-	if err := orElse(w.Truncate(last.Offset), s.rehash(last)); err != nil {
+	s.states = len(states)
+	if err := orElse(w.Truncate(last.Offset), s.rehash(last, states)); err != nil {
 		w.Close()
 		return nil, err
 	}
@@ -363,7 +376,7 @@ func (r *Registry) rewind(ctx context.Context, s *session, offset int64) error {
 		return err
 	}
 	last := s.durable()
-	if err := s.rehash(last); err != nil {
+	if err := s.rehash(last, s.hash.States()); err != nil {
 		return err
 	}
 	if _, err := io.CopyBuffer(s.hash, io.NewSectionReader(s.writer, last.Offset, offset-last.Offset), make([]byte, uploadBuffer)); err != nil {
@@ -384,33 +397,36 @@ func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) 
 		err  error
 	}
 	pieces := make(chan piece, uploadAhead)
-	free := make(chan []byte, uploadAhead+1)
-	for range cap(free) {
-		free <- nil
-	}
 	stop := make(chan struct{})
-	defer close(stop)
+	defer func() {
+		close(stop)
+		go func() { // it ends with the body
+			for p := range pieces {
+				r.buffers.put(p.data)
+			}
+		}()
+	}()
 	go func() {
 		defer close(pieces)
-		body, largest := c.Body, uploadBuffer
+		body := c.Body
+		first := make([]byte, firstBuffer)
 		if c.Size >= 0 {
 			body = io.LimitReader(body, c.Size)
-			largest = int(min(uploadBuffer, max(c.Size, 512)))
+			first = first[:min(c.Size, firstBuffer)]
 		}
-		size := min(firstBuffer, largest)
-		for {
+		for received := int64(0); ; {
+			n, err := io.ReadFull(body, first)
 			var buf []byte
-			select {
-			case buf = <-free:
-			case <-stop:
-				return
+			if err == nil {
+				// How much comes is known from the announcement, or from what came.
+				buf = r.buffers.get(max(c.Size, received+int64(n)))
+				copy(buf, first)
+				var more int
+				more, err = io.ReadFull(body, buf[n:])
+				n += more
+			} else {
+				buf = slices.Clone(first)
 			}
-			if cap(buf) < size {
-				buf = make([]byte, size)
-			}
-			buf = buf[:cap(buf)]
-			size = min(2*size, largest)
-			n, err := io.ReadFull(body, buf)
 			if err == io.ErrUnexpectedEOF && n > 0 {
 				// Either the end of the body, or of the connection: asking
 				// again tells which.
@@ -420,9 +436,11 @@ func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) 
 				}
 				n += more
 			}
+			received += int64(n)
 			select {
 			case pieces <- piece{buf[:n], err}:
 			case <-stop:
+				r.buffers.put(buf)
 				return
 			}
 			if err != nil {
@@ -434,21 +452,57 @@ func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) 
 	for p := range pieces {
 		if len(p.data) > 0 {
 			if err := r.write(ctx, s, owner, p.data, c.Size); err != nil {
+				r.buffers.put(p.data)
 				return err
 			}
 			got += int64(len(p.data))
 		}
+		r.buffers.put(p.data)
 		if p.err != nil && p.err != io.EOF {
 			return fmt.Errorf("%w: receiving after %d bytes: %w", ErrUploadInvalid, got, p.err)
-		}
-		if p.err == nil {
-			free <- p.data[:cap(p.data)]
 		}
 	}
 	if c.Size >= 0 && got != c.Size {
 		return fmt.Errorf("%w: %d bytes were announced and %d came", ErrSizeInvalid, c.Size, got)
 	}
 	return nil
+}
+
+// buffers lends pieces to uploads. The large ones, which make them fast, are
+// counted; whoever comes when all are lent gets small ones, so memory is
+// bounded and nobody waits for somebody else's slow client.
+type buffers struct {
+	free chan []byte // nil stands for one that was not made yet
+}
+
+func newBuffers() *buffers {
+	b := &buffers{free: make(chan []byte, largeBuffers)}
+	for range largeBuffers {
+		b.free <- nil
+	}
+	return b
+}
+
+// get lends a buffer to an upload of about this size.
+func (b *buffers) get(size int64) []byte {
+	if size >= uploadBuffer {
+		select {
+		case buf := <-b.free:
+			if buf == nil {
+				buf = store.NewBuffer(uploadBuffer)
+			}
+			return buf
+		default:
+		}
+	}
+	return make([]byte, min(max(size, 512), smallBuffer))
+}
+
+// put takes a buffer back, which must not be used any more.
+func (b *buffers) put(buf []byte) {
+	if cap(buf) == uploadBuffer {
+		b.free <- buf[:uploadBuffer]
+	}
 }
 
 func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte, announced int64) error {
@@ -498,7 +552,7 @@ func (r *Registry) saveCheckpoint(ctx context.Context, s *session, within bool) 
 	if err := s.writer.Sync(); err != nil {
 		return err
 	}
-	state, err := s.hash.(encoding.BinaryMarshaler).MarshalBinary()
+	state, err := s.hash.Mark()
 	if err != nil {
 		return err
 	}
@@ -518,13 +572,15 @@ func (r *Registry) saveCheckpoint(ctx context.Context, s *session, within bool) 
 
 func (r *Registry) saveMarks(ctx context.Context, s *session) error {
 	row := uploadRow{Repository: s.repo, Key: s.writer.Key(), Algorithm: s.alg, Marks: s.marks, At: r.clock()}
+	states := s.hash.States()
 	if err := r.submit(ctx, func(tx *txn) error {
 		tx.put(key("upload", s.id), row)
+		putStates(tx, "uploadstates", s.id, states, s.states*s.hash.StateSize())
 		return nil
 	}); err != nil {
 		return err
 	}
-	s.hasRow = true
+	s.hasRow, s.states = true, len(states)/s.hash.StateSize()
 	return nil
 }
 
@@ -543,7 +599,7 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 	s.mu.Lock()
 	if s.offset == 0 && s.writer == nil && s.alg != want.Algorithm() {
 		// Nothing has come yet: hash once, with the right algorithm.
-		s.alg, s.hash = want.Algorithm(), want.Algorithm().Hash()
+		s.alg, s.hash = want.Algorithm(), attest.NewPieceHash(want.Algorithm())
 	}
 	s.mu.Unlock()
 	owner, err := r.take(ctx, s, c)
@@ -571,16 +627,15 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 			return ocispec.Descriptor{}, err
 		}
 	}
-	got := digest.NewDigest(s.alg, s.hash)
+	hash := s.hash
 	if s.alg != want.Algorithm() {
 		// The algorithm was not announced: the bytes are read once more.
-		d := want.Algorithm().Digester()
-		if _, err := io.CopyBuffer(d.Hash(), io.NewSectionReader(s.writer, 0, s.offset), make([]byte, uploadBuffer)); err != nil {
+		hash = attest.NewPieceHash(want.Algorithm())
+		if _, err := io.CopyBuffer(hash, io.NewSectionReader(s.writer, 0, s.offset), make([]byte, uploadBuffer)); err != nil {
 			return ocispec.Descriptor{}, err
 		}
-		got = d.Digest()
 	}
-	if got != want {
+	if got := hash.Digest(); got != want {
 		r.drop(s)
 		return ocispec.Descriptor{}, fmt.Errorf("%w: %d bytes with digest %s, not %s", ErrDigestMismatch, s.offset, got, want)
 	}
@@ -588,7 +643,7 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 	if err := s.writer.Commit(); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("making blob %s durable: %w", want, err)
 	}
-	used, err := r.commitBlob(context.WithoutCancel(ctx), actor, repo, want, bytes)
+	used, err := r.commitBlob(context.WithoutCancel(ctx), actor, repo, want, bytes, hash.States())
 	// Its bytes are sealed, so the session cannot go on either way.
 	s.gone = true
 	r.forgetSession(s)
@@ -640,12 +695,17 @@ func (r *Registry) forgetSession(s *session) {
 		return
 	}
 	err := r.submit(context.Background(), func(tx *txn) error {
-		tx.delete(key("upload", s.id))
-		return nil
+		return dropUploadRow(tx, s.id)
 	})
 	if err != nil {
 		r.log.Warn("the row of an upload that has ended is left", "upload", s.id, "error", err)
 	}
+}
+
+// dropUploadRow removes what a crash would have left of a session.
+func dropUploadRow(tx *txn, id string) error {
+	tx.delete(key("upload", id))
+	return dropStates(tx, "uploadstates", id)
 }
 
 // UploadToken names a place in an upload in a way that only this server can

@@ -18,6 +18,19 @@ import (
 )
 
 func (s *server) getManifest(c *call) error {
+	if c.Method == http.MethodHead {
+		d, err := s.Registry.StatManifest(c.Context(), c.actor, c.repo, c.ref)
+		if err != nil {
+			return err
+		}
+		h := c.w.Header()
+		h.Set("Content-Type", d.MediaType)
+		h.Set("Content-Length", strconv.FormatInt(d.Size, 10))
+		h.Set("Accept-Ranges", "bytes")
+		s.describe(h, d.Digest, strings.Contains(c.ref, ":"))
+		c.answer(http.StatusOK)
+		return nil
+	}
 	m, err := s.Registry.Manifest(c.Context(), c.actor, c.repo, c.ref)
 	if err != nil {
 		return err
@@ -160,39 +173,37 @@ func (s *server) catalog(c *call) error {
 const maxReferrersPage = 32 << 20
 
 func (s *server) referrers(c *call) error {
-	filter := c.URL.Query().Get("artifactType")
-	list, err := s.Registry.Referrers(c.Context(), c.actor, c.repo, digest.Digest(c.ref), filter)
+	q := c.URL.Query()
+	filter := q.Get("artifactType")
+	// The descriptors are stored as they are sent.
+	body := bytes.NewBufferString(`{"schemaVersion":2,"mediaType":"` + ocispec.MediaTypeImageIndex + `","manifests":[`)
+	empty := body.Len()
+	var before []byte
+	err := s.Registry.EachReferrer(c.Context(), c.actor, c.repo, digest.Digest(c.ref), filter, digest.Digest(q.Get("last")), func(raw []byte) (bool, error) {
+		if body.Len() > empty {
+			if body.Len()+len(raw) > maxReferrersPage {
+				var d ocispec.Descriptor
+				if err := json.Unmarshal(before, &d); err != nil {
+					return false, err
+				}
+				q.Set("last", string(d.Digest))
+				c.w.Header().Set("Link", "<"+c.URL.Path+"?"+q.Encode()+`>; rel="next"`)
+				return false, nil
+			}
+			body.WriteByte(',')
+		}
+		before = append(before[:0], raw...)
+		body.Write(raw)
+		return true, nil
+	})
 	if err != nil {
 		return err
 	}
-	q := c.URL.Query()
-	if last := q.Get("last"); last != "" {
-		for i, d := range list {
-			if string(d.Digest) == last {
-				list = list[i+1:]
-				break
-			}
-		}
-	}
-	size := 0
-	for i, d := range list {
-		raw, err := json.Marshal(d)
-		if err != nil {
-			return err
-		}
-		if size += len(raw); size > maxReferrersPage && i > 0 {
-			q.Set("last", string(list[i-1].Digest))
-			c.w.Header().Set("Link", "<"+c.URL.Path+"?"+q.Encode()+`>; rel="next"`)
-			list = list[:i]
-			break
-		}
-	}
+	body.WriteString("]}")
 	if filter != "" {
 		c.w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}
-	index := ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: list}
-	index.SchemaVersion = 2
-	return writeJSON(c, ocispec.MediaTypeImageIndex, index)
+	return writeBody(c, ocispec.MediaTypeImageIndex, body.Bytes())
 }
 
 func writeJSON(c *call, mediaType string, v any) error {
@@ -200,6 +211,10 @@ func writeJSON(c *call, mediaType string, v any) error {
 	if err != nil {
 		return err
 	}
+	return writeBody(c, mediaType, raw)
+}
+
+func writeBody(c *call, mediaType string, raw []byte) error {
 	// No charset: clients compare the type to the letter.
 	c.w.Header().Set("Content-Type", mediaType)
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(raw)))

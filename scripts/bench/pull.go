@@ -50,9 +50,19 @@ func truncating(c *net.TCPConn, n int64) error {
 		return err
 	}
 	buf := make([]byte, 4*mib)
+	// Being woken for each segment would cost the server, which wakes, more
+	// than sending does.
+	const low = 512 * kib
+	patient := func(fd uintptr, n int) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVLOWAT, n) }
+	if err := raw.Control(func(fd uintptr) { patient(fd, low) }); err != nil {
+		return err
+	}
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
 		for n > 0 {
+			if n < 2*low {
+				patient(fd, 1)
+			}
 			got, _, err := syscall.Recvfrom(int(fd), buf[:min(n, int64(len(buf)))], syscall.MSG_TRUNC|syscall.MSG_DONTWAIT)
 			switch {
 			case err == syscall.EAGAIN:

@@ -341,7 +341,9 @@ func (r reader) Scan(rg store.Range) iter.Seq2[store.Row, error] {
 	return func(yield func(store.Row, error) bool) {
 		o := badger.DefaultIteratorOptions
 		o.Reverse = rg.Reverse
-		o.PrefetchValues = !rg.KeysOnly
+		// Values live beside their keys: fetching them ahead, each in a
+		// goroutine of its own, would cost more than it saves.
+		o.PrefetchValues = false
 		it := r.txn.NewIterator(o)
 		defer it.Close()
 		switch {
@@ -357,6 +359,8 @@ func (r reader) Scan(rg store.Range) iter.Seq2[store.Row, error] {
 				it.Next()
 			}
 		}
+		var value []byte // of one row after another
+		var err error
 		for n := 0; it.Valid(); it.Next() {
 			item := it.Item()
 			key := item.Key()
@@ -369,12 +373,14 @@ func (r reader) Scan(rg store.Range) iter.Seq2[store.Row, error] {
 			}
 			row := store.Row{Key: key}
 			if !rg.KeysOnly {
-				v, err := item.ValueCopy(nil)
-				if err != nil {
+				if value, err = item.ValueCopy(value[:0]); err != nil {
 					yield(store.Row{}, fmt.Errorf("reading %q: %w", key, err))
 					return
 				}
-				row.Value = v
+				row.Value = value
+				if value == nil {
+					row.Value = []byte{}
+				}
 			}
 			if !yield(row, nil) {
 				return

@@ -9,8 +9,9 @@
 //
 //	openat(O_CREAT|O_EXCL, 0600)   Create
 //	fallocate(KEEP_SIZE)           the disk is asked for the announced size
-//	write, sync_file_range …       the dirty window stays bounded, so that
-//	                               the last sync is short
+//	write …                        large pieces go past the page cache; of
+//	                               the rest the dirty window stays bounded:
+//	                               either way the last sync is short
 //	fdatasync; fsync(directory)    Sync: bytes and name are durable
 //	fchmod(0400); fsync            Commit: so is the mode
 package fs
@@ -19,12 +20,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,13 @@ const (
 	// start writing them to the disk; before the next window begins, the one
 	// before the last has to be there.
 	window = 16 << 20
+
+	// Pieces of at least directPiece bytes that lie at multiples of directUnit
+	// in memory and in the file are written with O_DIRECT. A blob of hundreds
+	// of gigabytes would only push everything else out of the page cache, and
+	// copying it there costs more than half of what hashing it does.
+	directPiece = 256 << 10
+	directUnit  = 4096
 )
 
 // Options configure Open. The zero value is usable.
@@ -219,11 +227,6 @@ func (b *Blobs) Resume(ctx context.Context, key store.Key) (store.BlobWriter, er
 		b.end(key)
 		return nil, err
 	}
-	if _, err := f.Seek(0, io.SeekEnd); err != nil {
-		f.Close()
-		b.end(key)
-		return nil, err
-	}
 	return &writer{b: b, key: key, f: f, size: info.Size(), started: info.Size(), waited: info.Size()}, nil
 }
 
@@ -350,6 +353,8 @@ type writer struct {
 	b        *Blobs
 	key      store.Key
 	f        *os.File
+	direct   *os.File // the same file with O_DIRECT; nil until it is needed
+	buffered bool     // the file system has no O_DIRECT
 	size     int64
 	promised int64 // of the Space, not yet written
 
@@ -362,7 +367,7 @@ type writer struct {
 func (w *writer) Key() store.Key { return w.key }
 func (w *writer) Size() int64    { return w.size }
 
-func (w *writer) Write(p []byte) (int, error) {
+func (w *writer) Write(p []byte) (n int, err error) {
 	if err := w.b.usable(); err != nil {
 		return 0, err
 	}
@@ -379,13 +384,46 @@ func (w *writer) Write(p []byte) (int, error) {
 		unix.SyncFileRange(int(w.f.Fd()), w.started, w.size-w.started, unix.SYNC_FILE_RANGE_WRITE)
 		w.started = w.size
 	}
-	n, err := w.f.Write(p)
+	if w.aligned(p) {
+		n, err = w.writeDirect(p)
+	}
+	if err == nil && n < len(p) {
+		var more int
+		more, err = w.f.WriteAt(p[n:], w.size+int64(n))
+		n += more
+	}
 	w.size += int64(n)
 	if done := min(w.promised, int64(n)); done > 0 {
 		w.b.opt.Space.Release(done)
 		w.promised -= done
 	}
 	return n, noSpace(err)
+}
+
+// aligned reports whether p may go past the page cache.
+func (w *writer) aligned(p []byte) bool {
+	return !w.buffered && len(p) >= directPiece && w.size%directUnit == 0 && uintptr(unsafe.Pointer(&p[0]))%directUnit == 0
+}
+
+// writeDirect writes the whole units of p past the page cache, or nothing if
+// that cannot be done here. Bytes before them may lie in the page cache, in
+// other units: the kernel keeps both in step (open(2), "O_DIRECT").
+func (w *writer) writeDirect(p []byte) (int, error) {
+	if w.direct == nil {
+		f, err := os.OpenFile(w.f.Name(), os.O_WRONLY|unix.O_DIRECT, 0)
+		if err != nil {
+			w.buffered = true
+			return 0, nil
+		}
+		w.direct = f
+	}
+	n, err := w.direct.WriteAt(p[:len(p)&^(directUnit-1)], w.size)
+	if errors.Is(err, unix.EINVAL) && n == 0 {
+		// Its unit is another one, or it only said that it could.
+		w.buffered = true
+		return 0, nil
+	}
+	return n, err
 }
 
 func (w *writer) ReadAt(p []byte, off int64) (int, error) { return w.f.ReadAt(p, off) }
@@ -395,9 +433,6 @@ func (w *writer) Truncate(offset int64) error {
 		return fmt.Errorf("truncating a blob of %d bytes to %d", w.size, offset)
 	}
 	if err := w.f.Truncate(offset); err != nil {
-		return err
-	}
-	if _, err := w.f.Seek(offset, io.SeekStart); err != nil {
 		return err
 	}
 	w.size = offset
@@ -471,5 +506,8 @@ func (w *writer) Close() error {
 	w.b.opt.Space.Release(w.promised)
 	w.promised = 0
 	w.b.end(w.key)
+	if w.direct != nil {
+		w.direct.Close()
+	}
 	return w.f.Close()
 }

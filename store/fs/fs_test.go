@@ -1,9 +1,11 @@
 package fs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,6 +96,72 @@ func TestFailedSyncs(t *testing.T) {
 		w.Close()
 	}
 	t.Fatal("more sync points than the test knows of")
+}
+
+// Pieces that go past the page cache and others, in any order and size, cut
+// and resumed in between, are what they were.
+func TestPiecesOfAllSizes(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "blobs"), Options{})
+	rng := rand.New(rand.NewPCG(1, 2))
+	piece := make([]byte, 2<<20)
+	rand.NewChaCha8([32]byte{3}).Read(piece)
+	var want []byte
+	w, err := b.Create(t.Context(), -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct := 0
+	for i := range 60 {
+		p := piece[rng.IntN(3)*directUnit:]
+		switch i % 5 {
+		case 0: // aligned in memory, if not in the file
+			p = p[:directPiece+rng.IntN(4)*directUnit]
+		case 1:
+			p = p[:directPiece+rng.IntN(directPiece)]
+		case 2:
+			p = p[1+rng.IntN(100) : 5000+rng.IntN(directPiece)]
+		case 3: // makes the next one aligned
+			p = p[:directUnit-len(want)%directUnit]
+		case 4:
+			p = p[:1<<20]
+		}
+		if n, err := w.Write(p); err != nil || n != len(p) {
+			t.Fatalf("writing %d bytes at %d: %d, %v", len(p), len(want), n, err)
+		}
+		want = append(want, p...)
+		if w.(*writer).direct != nil {
+			direct++
+		}
+		switch i {
+		case 20, 40:
+			want = want[:len(want)-rng.IntN(directPiece)]
+			if err := w.Truncate(int64(len(want))); err != nil {
+				t.Fatal(err)
+			}
+		case 30:
+			if err := errors.Join(w.Sync(), w.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if w, err = b.Resume(t.Context(), w.Key()); err != nil || w.Size() != int64(len(want)) {
+				t.Fatalf("resumed at %d of %d: %v", w.Size(), len(want), err)
+			}
+		}
+	}
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.Open(t.Context(), w.Key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got, err := io.ReadAll(r)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes came back of %d, or others: %v", len(got), len(want), err)
+	}
+	if direct == 0 && !w.(*writer).buffered {
+		t.Error("nothing was written past the page cache")
+	}
 }
 
 func TestPromises(t *testing.T) {
