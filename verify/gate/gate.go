@@ -364,16 +364,11 @@ func (c *court) approvals() {
 	c.deny(CodeNoApproval, remedy, fmt.Sprintf("no approval verifies, and %d are required", need))
 }
 
+// recalls: what was withdrawn, by a statement that is there or by the status
+// list. The list is asked only for what no statement says already, so whoever
+// has the statements decides alike with and without one.
 func (c *court) recalls() {
-	if since, ok := c.listed(c.q.Model); ok {
-		c.deny(CodeRecalled, "deploy another version", "the status list has the model as withdrawn since "+since)
-	}
-	for _, d := range c.ancestors() {
-		if since, ok := c.listed(d); ok {
-			c.deny(CodeAncestorRecalled, "train again without it, or deploy another version",
-				fmt.Sprintf("it descends from %s, which the status list has as withdrawn since %s", d, since))
-		}
-	}
+	said := map[digest.Digest]bool{}
 	for _, f := range c.ev.Facts {
 		w, ok := verify.Predicate[attest.Withdrawal](f)
 		if !ok {
@@ -385,6 +380,16 @@ func (c *court) recalls() {
 		case c.isAncestor(f.About):
 			c.deny(CodeAncestorRecalled, "train again without it, or deploy another version",
 				fmt.Sprintf("it descends from %s, which was withdrawn: %s", f.About, w.Reason), f.Referrer)
+		}
+		said[f.About] = true
+	}
+	if since, ok := c.listed(c.q.Model); ok && !said[c.q.Model] {
+		c.deny(CodeRecalled, "deploy another version", "the status list has the model as withdrawn since "+since)
+	}
+	for _, d := range c.ancestors() {
+		if since, ok := c.listed(d); ok && !said[d] {
+			c.deny(CodeAncestorRecalled, "train again without it, or deploy another version",
+				fmt.Sprintf("it descends from %s, which the status list has as withdrawn since %s", d, since))
 		}
 	}
 }

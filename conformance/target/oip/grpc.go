@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
@@ -104,7 +105,9 @@ func (g *GRPCTarget) Send(ctx context.Context, request []byte) target.Exchange {
 	x := target.Exchange{Sent: time.Now().UTC()}
 	// A connection of another attempt may have broken since: it is dialled
 	// again here, where there is an attempt to record what comes of it.
-	g.conn.ResetConnectBackoff()
+	if g.conn.GetState() == connectivity.TransientFailure {
+		g.conn.ResetConnectBackoff()
+	}
 	var trailer metadata.MD
 	response, err := g.call(ctx, "ModelInfer", request, grpc.Trailer(&trailer))
 	x.Received = time.Now().UTC()
