@@ -183,7 +183,7 @@ func (d *download) settle() error {
 	}
 	return remedy(fmt.Errorf("%s: bytes %s are damaged at the registry: %d times they came, and are not what %s has there",
 		d.name, strings.Join(where, ", "), pieceTries, d.desc.Digest),
-		"have the registry checked ('assay scrub') and push the file again; what was right is kept, and the next pull fetches only these")
+		"have the registry checked ('assay scrub') and push the file again, under any tag; what was right is kept, and the next pull fetches only these")
 }
 
 // sequential fetches the blob from where the file ends.
