@@ -116,6 +116,7 @@ func TestStories(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
 			"certificate": certificate, "served": served, "schema": schema, "authorities": authorities,
+			"wire": throughWire, "killed": killed, "random": random, "pieces": pieces,
 		},
 	})
 }

@@ -15,8 +15,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/registry/remote"
+
+	"github.com/assay-dev/assay/verify/attest"
 )
 
 func newPullCommand(g *globals) *cobra.Command {
@@ -26,10 +27,15 @@ func newPullCommand(g *globals) *cobra.Command {
 		Short: "Pull the files of a model version",
 		Long: `Pull the files of a model version into a folder.
 
-Each file is written under another name first and gets its own only when all of
-it has arrived and its digest is right, so a file that is there is whole. Files
-that are there already are checked and not fetched again: run the command again
-after an interruption.`,
+Each file is written under another name first (NAME.partial) and gets its own
+only when all of it has arrived and its digest is right, so a file that is there
+is whole. Files that are there already are checked and not fetched again.
+
+Large files come in pieces, several at once, each checked on its own against a
+list that the registry publishes (an artifact attached to the model). The list
+need not be trusted: the pieces together prove the file's digest. Run the
+command again after an interruption: it fetches the pieces that are missing, or
+that were damaged.`,
 		Example: "  assay pull credit/scorer:1.4.0 --dir ./scorer",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -46,6 +52,7 @@ type pulledFile struct {
 	Digest  digest.Digest `json:"digest"`
 	Size    int64         `json:"size"`
 	Fetched bool          `json:"fetched"`
+	Bytes   int64         `json:"fetchedBytes"` // that came over the link
 }
 
 func pull(ctx context.Context, g *globals, ref, dir string) error {
@@ -93,13 +100,16 @@ func pull(ctx context.Context, g *globals, ref, dir string) error {
 		files[i] = pulledFile{Name: path.Clean(name), Digest: l.Digest, Size: l.Size}
 		total += l.Size
 	}
+	lists := g.pieces(ctx, repo, desc, manifest.Layers)
 	bar := g.progress("pulling", total, true)
+	from, slots := newLink(repo), make(chan struct{}, pullConnections)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(pushConcurrency)
 	for i, l := range manifest.Layers {
 		group.Go(func() error {
-			fetched, err := pullFile(ctx, repo, root, files[i].Name, l, bar)
-			files[i].Fetched = fetched
+			d := &download{link: from, desc: l, name: files[i].Name, list: lists[l.Digest], slots: slots, bar: bar}
+			fetched, err := pullFile(ctx, root, d)
+			files[i].Fetched, files[i].Bytes = fetched, d.fetched.Load()
 			return g.explain(err, "pulling "+files[i].Name)
 		})
 	}
@@ -124,49 +134,87 @@ func pull(ctx context.Context, g *globals, ref, dir string) error {
 	})
 }
 
-// pullFile fetches one layer to name, unless a file with its digest is there.
-func pullFile(ctx context.Context, repo *remote.Repository, root *os.Root, name string, desc ocispec.Descriptor, bar *progress) (fetched bool, err error) {
-	name = filepath.FromSlash(name)
+// pieces finds the lists of pieces of a manifest's large files. Without one a
+// file comes in one stream; so what cannot be read counts as none.
+func (g *globals) pieces(ctx context.Context, repo *remote.Repository, manifest ocispec.Descriptor, layers []ocispec.Descriptor) map[digest.Digest]*attest.Pieces {
+	large := map[digest.Digest]int64{}
+	for _, l := range layers {
+		if l.Size > attest.PieceSize {
+			large[l.Digest] = l.Size
+		}
+	}
+	lists := map[digest.Digest]*attest.Pieces{}
+	if len(large) == 0 {
+		return lists
+	}
+	var found []ocispec.Descriptor
+	err := repo.Referrers(ctx, manifest, attest.PiecesType, func(page []ocispec.Descriptor) error {
+		found = append(found, page...)
+		return nil
+	})
+	if err != nil {
+		return lists
+	}
+	for _, ref := range found[:min(len(found), maxPiecesReferrers)] {
+		raw, err := g.fetch(ctx, repo, ref)
+		if err != nil {
+			continue
+		}
+		var m ocispec.Manifest
+		if json.Unmarshal(raw, &m) != nil || m.Subject == nil || m.Subject.Digest != manifest.Digest {
+			continue
+		}
+		for _, l := range m.Layers {
+			blob := digest.Digest(l.Annotations[attest.AnnotationBlob])
+			if large[blob] == 0 || lists[blob] != nil || l.MediaType != attest.PiecesDocumentType || l.Size > attest.MaxDocument {
+				continue
+			}
+			raw, err := g.fetch(ctx, repo, l)
+			if err != nil {
+				continue
+			}
+			var p attest.Pieces
+			if attest.Unmarshal(raw, &p) == nil && p.Validate() == nil && p.Blob == blob && p.Size == large[blob] {
+				lists[blob] = &p
+			}
+		}
+	}
+	return lists
+}
+
+// maxPiecesReferrers is how many artifacts are looked at for lists: anybody
+// who may push can attach some.
+const maxPiecesReferrers = 8
+
+// pullFile fetches one layer to its name, unless a file with its digest is
+// there.
+func pullFile(ctx context.Context, root *os.Root, d *download) (fetched bool, err error) {
+	name := filepath.FromSlash(d.name)
 	if f, err := root.Open(name); err == nil {
 		got, herr := digest.FromReader(f)
 		f.Close()
-		if herr == nil && got == desc.Digest {
-			bar.Add(desc.Size)
+		if herr == nil && got == d.desc.Digest {
+			d.bar.Add(d.desc.Size)
 			return false, nil
 		}
 		return false, remedy(fmt.Errorf("%s is there with other contents", name), "move it away, or pull into another folder with --dir")
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	if d := filepath.Dir(name); d != "." {
-		if err := root.MkdirAll(d, 0o755); err != nil {
+	if dir := filepath.Dir(name); dir != "." {
+		if err := root.MkdirAll(dir, 0o755); err != nil {
 			return false, err
 		}
 	}
-	rc, err := repo.Blobs().Fetch(ctx, desc)
-	if err != nil {
-		return false, err
-	}
-	defer rc.Close()
 	partial := name + ".partial"
-	f, err := root.Create(partial)
+	if d.file, err = root.OpenFile(partial, os.O_CREATE|os.O_RDWR, 0o644); err != nil {
+		return false, err
+	}
+	err = d.run(ctx)
+	if e := d.file.Close(); err == nil {
+		err = e
+	}
 	if err != nil {
-		return false, err
-	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			root.Remove(partial)
-		}
-	}()
-	verified := content.NewVerifyReader(rc, desc)
-	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(f, barWriter{bar})}, verified, make([]byte, 1<<20)); err != nil {
-		return false, err
-	}
-	if err := verified.Verify(); err != nil {
-		return false, fmt.Errorf("%s: what arrived is not %s: %w", name, desc.Digest, err)
-	}
-	if err := f.Close(); err != nil {
 		return false, err
 	}
 	return true, root.Rename(partial, name)

@@ -18,7 +18,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"oras.land/oras-go/v2/errdef"
 	"oras.land/oras-go/v2/registry/remote"
 )
 
@@ -38,7 +37,8 @@ file, an empty config. With --format modelpack it is a CNCF ModelPack, whose
 config says what the model is. oras, crane, docker, skopeo, kit and modctl can
 push to and pull from the same registry.
 
-What the registry has already is not sent again. A full SemVer tag (1.4.0,
+What the registry has already is not sent again, and a file whose sending broke
+off, even because this command was killed, goes on where the registry has it. A full SemVer tag (1.4.0,
 v2.0.0-rc.1) is written once and cannot be moved afterwards.`,
 		Example: `  assay push credit/scorer:1.4.0 model.onnx preprocess.json
   assay push --format modelpack --name scorer digits/classifier:1.1.0 model.onnx README.md`,
@@ -137,11 +137,11 @@ func push(ctx context.Context, g *globals, ref string, files []string, opt pushO
 	}
 	result := pushResult{
 		Reference: repo.Reference.Repository + "@" + desc.Digest.String(), Tags: tags,
-		Descriptor: desc, Sent: sent, Present: total - sent,
+		Descriptor: desc, Sent: sent, Present: max(total-sent, 0),
 	}
 	return g.print(result, func(w io.Writer) {
 		fmt.Fprintf(w, "pushed %s:%s\n", repo.Reference.Repository, strings.Join(tags, ", "))
-		fmt.Fprintf(w, "digest %s (%d files, %s sent, %s already there)\n", desc.Digest, len(layers), byteSize(sent), byteSize(total-sent))
+		fmt.Fprintf(w, "digest %s (%d files, %s sent, %s already there)\n", desc.Digest, len(layers), byteSize(sent), byteSize(result.Present))
 	})
 }
 
@@ -207,6 +207,7 @@ func hashFiles(g *globals, files []string) ([]layerFile, int64, error) {
 // returns how many bytes that were.
 func pushFiles(ctx context.Context, g *globals, repo *remote.Repository, layers []layerFile, bar *progress) (int64, error) {
 	sent := make([]int64, len(layers))
+	to := newLink(repo)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(pushConcurrency)
 	for i, l := range layers {
@@ -219,16 +220,7 @@ func pushFiles(ctx context.Context, g *globals, repo *remote.Repository, layers 
 				bar.Add(l.desc.Size)
 				return nil
 			}
-			f, err := os.Open(l.path)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			err = repo.Blobs().Push(ctx, l.desc, io.TeeReader(f, barWriter{bar}))
-			if errors.Is(err, errdef.ErrAlreadyExists) {
-				return nil
-			}
-			sent[i] = l.desc.Size
+			sent[i], err = to.push(ctx, l.desc, l.path, bar)
 			return g.explain(err, "pushing "+l.name)
 		})
 	}

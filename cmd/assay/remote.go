@@ -55,11 +55,19 @@ func (g *globals) repository(ref string) (*remote.Repository, string, error) {
 		PlainHTTP:       g.plain(parsed.Host()),
 		SkipReferrersGC: true,
 	}
-	client := &auth.Client{Client: retry.DefaultClient, Cache: auth.NewCache(), Credential: g.credential}
+	client := &auth.Client{Client: httpClient, Cache: auth.NewCache(), Credential: g.credential}
 	client.SetUserAgent("assay/" + buildVersion())
 	repo.Client = client
 	return repo, parsed.Reference, nil
 }
+
+// httpClient keeps as many connections to a registry as are used at once: the
+// default client would make most of them anew for each piece of a file.
+var httpClient = func() *http.Client {
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.MaxIdleConnsPerHost = 2 * pullConnections
+	return &http.Client{Transport: retry.NewTransport(t)}
+}()
 
 // plain reports whether a host is spoken to without TLS: as --server says if
 // it is that, else on this machine, or if --plain-http says so.

@@ -106,24 +106,51 @@ func (p Pieces) Range(i int) (offset, length int64) {
 
 // Check reports whether data is piece i, by the list. p must be valid.
 func (p Pieces) Check(i int, data []byte) (bool, error) {
-	offset, length := p.Range(i)
-	if int64(len(data)) != length {
-		return false, nil
+	c, err := p.Piece(i)
+	if err != nil {
+		return false, err
 	}
-	alg := p.Blob.Algorithm()
-	n := stateSize(alg)
-	h := alg.Hash()
+	c.Write(data)
+	return c.Right()
+}
+
+// Piece begins the check of piece i as its bytes come. p must be valid.
+func (p Pieces) Piece(i int) (*PieceCheck, error) {
+	c := &PieceCheck{p: p, i: i, h: p.Blob.Algorithm().Hash()}
 	if i > 0 {
-		if err := setState(h, p.States[(i-1)*n:i*n], offset); err != nil {
-			return false, err
+		n := c.h.Size()
+		if err := setState(c.h, p.States[(i-1)*n:i*n], int64(i)*p.PieceSize); err != nil {
+			return nil, err
 		}
 	}
-	h.Write(data)
-	if i == p.Count()-1 {
-		return digest.NewDigest(alg, h) == p.Blob, nil
+	return c, nil
+}
+
+// A PieceCheck compares one piece with its list. It belongs to one goroutine.
+type PieceCheck struct {
+	p Pieces
+	i int
+	h hash.Hash
+	n int64
+}
+
+// Write implements io.Writer. It never fails.
+func (c *PieceCheck) Write(data []byte) (int, error) {
+	c.n += int64(len(data))
+	return c.h.Write(data)
+}
+
+// Right reports whether what was written is the piece.
+func (c *PieceCheck) Right() (bool, error) {
+	if _, length := c.p.Range(c.i); c.n != length {
+		return false, nil
 	}
-	state, err := stateOf(h)
-	return bytes.Equal(state, p.States[i*n:(i+1)*n]), err
+	if c.i == c.p.Count()-1 {
+		return digest.NewDigest(c.p.Blob.Algorithm(), c.h) == c.p.Blob, nil
+	}
+	state, err := stateOf(c.h)
+	n := c.h.Size()
+	return bytes.Equal(state, c.p.States[c.i*n:(c.i+1)*n]), err
 }
 
 // A PieceHash hashes a blob and keeps the states that make its [Pieces]. It
