@@ -17,7 +17,7 @@ TOOLS := \
 	conformance@github.com/opencontainers/distribution-spec/conformance@v0.0.0-20260831232431-97274622c111
 
 GOMLX := examples/environments/gomlx
-ORT   := examples/environments/ort-native
+NODE  := ort-native ort-web
 # A module of its own, for what only tests need.
 OPENAI := conformance/target/openai/official
 
@@ -41,8 +41,10 @@ test: deps tools lint ## install what the tests need and run them all, with the 
 	go test -race -timeout 12m ./...
 	cd $(GOMLX) && go test -race -timeout 5m ./...
 	cd $(OPENAI) && go test -race -timeout 5m ./...
-	@if command -v npm >/dev/null; then cd $(ORT) && npm test --silent; fi
+	@if command -v npm >/dev/null; then for e in $(NODE); do (cd examples/environments/$$e && npm test --silent) || exit 1; done; fi
 	scripts/demo-test
+	scripts/examples-test regulated-credit 'int8=phone does not behave as the reference, and was CERTIFIED' \
+		'canary=rollout does not behave as the reference, and was CERTIFIED' 'threshold=partner does not behave as the reference, and was CERTIFIED'
 
 .PHONY: lint
 lint: tools ## formatting, vet, staticcheck, buf lint, and that generated code is current
@@ -70,4 +72,4 @@ tools: ## build the clients and checkers the tests use
 
 .PHONY: clean
 clean: ## remove what was built here (not the cache of tools)
-	rm -rf bin $(ORT)/node_modules
+	rm -rf bin examples/environments/*/node_modules
