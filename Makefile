@@ -20,7 +20,7 @@ TOOLS := \
 BENCH_REGISTRY := github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 
 GOMLX := examples/environments/gomlx
-ORT   := examples/environments/ort-native
+NODE  := ort-native ort-web
 # A module of its own, for what only tests need.
 OPENAI := conformance/target/openai/official
 
@@ -44,8 +44,10 @@ test: deps tools lint ## install what the tests need and run them all, with the 
 	go test -race -timeout 12m ./...
 	cd $(GOMLX) && go test -race -timeout 5m ./...
 	cd $(OPENAI) && go test -race -timeout 5m ./...
-	@if command -v npm >/dev/null; then cd $(ORT) && npm test --silent; fi
+	@if command -v npm >/dev/null; then for e in $(NODE); do (cd examples/environments/$$e && npm test --silent) || exit 1; done; fi
 	scripts/demo-test
+	scripts/examples-test regulated-credit 'int8=phone does not behave as the reference, and was CERTIFIED' \
+		'canary=rollout does not behave as the reference, and was CERTIFIED' 'threshold=partner does not behave as the reference, and was CERTIFIED'
 
 .PHONY: lint
 lint: tools ## formatting, vet, staticcheck, buf lint, and that generated code is current
@@ -74,4 +76,4 @@ tools: ## build the clients and checkers the tests use
 
 .PHONY: clean
 clean: ## remove what was built here (not the cache of tools)
-	rm -rf bin .bench $(ORT)/node_modules
+	rm -rf bin .bench examples/environments/*/node_modules

@@ -217,22 +217,28 @@ func TestBadRequests(t *testing.T) {
 	}
 }
 
-// The two runtimes are two: the low bits of their answers differ, and every
-// decision is the same. So comparing them is a real comparison.
-func TestTwoRuntimesDifferInTheLowBits(t *testing.T) {
+// The runtimes are different ones: the low bits of their answers differ, and
+// every decision is the same. So comparing them is a real comparison.
+func TestRuntimesDifferInTheLowBits(t *testing.T) {
+	for dir, pkg := range map[string]string{"ort-native": "onnxruntime-node", "ort-web": "onnxruntime-web"} {
+		t.Run(dir, func(t *testing.T) { compareRuntimes(t, dir, pkg) })
+	}
+}
+
+func compareRuntimes(t *testing.T, dir, pkg string) {
 	node, err := exec.LookPath("node")
 	if err == nil {
-		_, err = os.Stat("../ort-native/node_modules/onnxruntime-node")
+		_, err = os.Stat("../" + dir + "/node_modules/" + pkg)
 	}
 	if err != nil {
 		if os.Getenv("CI") != "" {
-			t.Fatalf("the second runtime is not installed: run 'make deps': %v", err)
+			t.Fatalf("the runtime %s is not installed: run 'make deps': %v", dir, err)
 		}
-		t.Skipf("the second runtime is not installed: run 'make deps': %v", err)
+		t.Skipf("the runtime %s is not installed: run 'make deps': %v", dir, err)
 	}
 	for name, version := range map[string]string{"digits": "1.1.0", "credit": "1.4.0"} {
 		portFile := filepath.Join(t.TempDir(), "port")
-		cmd := exec.Command(node, "../ort-native/server.mjs", "--model", models+name+"/"+version, "--name", "m", "--port-file", portFile)
+		cmd := exec.Command(node, "../"+dir+"/server.mjs", "--model", models+name+"/"+version, "--name", "m", "--port-file", portFile)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
