@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -255,13 +256,14 @@ func notAhead(t Time, c Context) error {
 
 // A signer is who a certificate says that somebody is.
 type signer struct {
-	issuer, san string
-	time        Time
+	issuer, san, subject string
+	time                 Time
 }
 
-// privately verifies a bundle under a private certificate authority: the
-// certificate has to have been valid when the signature was made.
-func (a *authority) privately(b *bundle.Bundle, content sgverify.VerificationContent, digests []sgverify.ArtifactDigest, signed Time, c Context) (signer, error) {
+// privately checks a certificate of a private authority, which has to have
+// been valid when the signature was made; the signature is the caller's to
+// check.
+func (a *authority) privately(content sgverify.VerificationContent, signed Time, c Context) (signer, error) {
 	at := signed.At
 	if signed.By == NoTime {
 		at = c.Now
@@ -280,21 +282,50 @@ func (a *authority) privately(b *bundle.Bundle, content sgverify.VerificationCon
 		}
 		return signer{}, fail(CodeCertificate, "add the authority's certificates to the trust file", "no authority of the trust file issued its certificate for signing")
 	}
+	s := signer{subject: leaf.Subject.String(), time: signed}
+	// A certificate without an alternative name is known by its subject.
+	if summary, err := certificate.SummarizeCertificate(leaf); err == nil {
+		s.san = summary.SubjectAlternativeName
+	}
+	return s, nil
+}
+
+// signedByCertificate checks the signature of a bundle whose certificate was
+// checked.
+func signedByCertificate(b *bundle.Bundle, content sgverify.VerificationContent, digests []sgverify.ArtifactDigest) error {
 	sig, err := b.SignatureContent()
 	if err != nil {
-		return signer{}, fail(CodeBundleInvalid, "sign again", "%v", err)
+		return fail(CodeBundleInvalid, "sign again", "%v", err)
 	}
-	if err := sgverify.VerifySignatureWithArtifactDigests(sig, content, tm, digests); err != nil {
-		if sgverify.VerifySignature(sig, content, tm) == nil {
-			return signer{}, errSubject
+	if err := sgverify.VerifySignatureWithArtifactDigests(sig, content, &material{}, digests); err != nil {
+		if sgverify.VerifySignature(sig, content, &material{}) == nil {
+			return errSubject
 		}
-		return signer{}, fail(CodeSignature, "sign again", "its signature is not by the key of its certificate")
+		return fail(CodeSignature, "sign again", "its signature is not by the key of its certificate")
 	}
-	s, err := certificate.SummarizeCertificate(leaf)
-	if err != nil {
-		return signer{}, fail(CodeCertificate, "sign with a certificate that names its owner", "%v", err)
+	return nil
+}
+
+// whose are the identities that a certificate is of.
+func (t *Trust) whose(a *authority, s signer) (ids []*Identity) {
+	for _, id := range t.file.Identities {
+		if id.Certificate.matches(a.id, s) {
+			ids = append(ids, id)
+		}
 	}
-	return signer{san: s.SubjectAlternativeName, time: signed}, nil
+	return ids
+}
+
+func unknownIdentity(a *authority, s signer) error {
+	by := ""
+	if s.issuer != "" {
+		by = ", whom " + s.issuer + " authenticated,"
+	}
+	return fail(CodeIdentity, "give the signer an identity in the trust file", "%q%s signed it, which is no identity of the trust file at authority %s", cmp.Or(s.san, s.subject), by, a.id)
+}
+
+func noAuthority() error {
+	return fail(CodeCertificate, "add the authority to the trust file, or sign with a key that is in it", "it is signed with a certificate, and the trust file names no authority that issues any")
 }
 
 // errSubject says that a signature verifies, over a statement about something
@@ -304,7 +335,7 @@ var errSubject = errors.New("it speaks of something else")
 // publicly verifies a bundle under a Sigstore instance: a certificate of
 // Fulcio that a certificate transparency log has seen, a Rekor entry with its
 // proof, and a time that an authority or Rekor signed.
-func (a *authority) publicly(b *bundle.Bundle, digests []sgverify.ArtifactDigest, c Context) (signer, error) {
+func (a *authority) publicly(b *bundle.Bundle, about sgverify.ArtifactPolicyOption, c Context) (signer, error) {
 	opts := []sgverify.VerifierOption{sgverify.WithObserverTimestamps(1)}
 	if len(a.sigstore.RekorLogs()) > 0 {
 		opts = append(opts, sgverify.WithTransparencyLog(1))
@@ -317,7 +348,7 @@ func (a *authority) publicly(b *bundle.Bundle, digests []sgverify.ArtifactDigest
 		return signer{}, err
 	}
 	// Who it is is compared with the identities of the trust file afterwards.
-	res, err := v.Verify(b, sgverify.NewPolicy(sgverify.WithArtifactDigests(digests), sgverify.WithoutIdentitiesUnsafe()))
+	res, err := v.Verify(b, sgverify.NewPolicy(about, sgverify.WithoutIdentitiesUnsafe()))
 	if err != nil {
 		return signer{}, a.why(v, b, err)
 	}

@@ -272,7 +272,7 @@ func TestPublicGood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := trust.authority("public").publicly(b, []sgverify.ArtifactDigest{{Algorithm: "sha512", Digest: raw}}, moved(now))
+	s, err := trust.authority("public").publicly(b, sgverify.WithArtifactDigest("sha512", raw), moved(now))
 	if err != nil || s.time.By != ByRekor || s.issuer != "https://token.actions.githubusercontent.com" || !strings.HasPrefix(s.san, "https://github.com/sigstore/sigstore-js/") {
 		t.Errorf("%+v, %v", s, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/secure-systems-lab/go-securesystemslib/encrypted"
 )
@@ -145,8 +146,8 @@ func parsePublic(raw []byte) (*ecdsa.PublicKey, error) {
 		return nil, err
 	}
 	k, ok := parsed.(*ecdsa.PublicKey)
-	if !ok || k.Curve != elliptic.P256() {
-		return nil, fmt.Errorf("it is a %T: only ECDSA P-256 keys are used", parsed)
+	if !ok || !slices.Contains([]elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()}, k.Curve) {
+		return nil, fmt.Errorf("it is a %T: only ECDSA keys on P-256, P-384 and P-521 are verified", parsed)
 	}
 	return k, nil
 }

@@ -83,7 +83,8 @@ type Identity struct {
 	// that share a key share a holder.
 	Holder string `json:"holder,omitempty" yaml:"holder,omitempty"`
 
-	// PublicKey (PEM, ECDSA P-256) or Certificate says how they are known.
+	// PublicKey (PEM; ECDSA P-256, which every Sigstore client verifies, or
+	// P-384 or P-521) or Certificate says how they are known.
 	PublicKey   string               `json:"publicKey,omitempty" yaml:"publicKey,omitempty"`
 	Certificate *CertificateIdentity `json:"certificate,omitempty" yaml:"certificate,omitempty"`
 
@@ -114,9 +115,12 @@ type CertificateIdentity struct {
 	Issuer string `json:"issuer,omitempty" yaml:"issuer,omitempty"`
 
 	// SAN is the subject alternative name (mail address, URI); SANPattern is a
-	// regular expression (RE2) that has to match the whole of it. One of both.
+	// regular expression (RE2) that has to match the whole of it. Subject is
+	// the distinguished name (RFC 2253), for certificates of a private
+	// authority. One of the three.
 	SAN        string `json:"san,omitempty" yaml:"san,omitempty"`
 	SANPattern string `json:"sanPattern,omitempty" yaml:"sanPattern,omitempty"`
+	Subject    string `json:"subject,omitempty" yaml:"subject,omitempty"`
 
 	pattern *regexp.Regexp
 }
@@ -273,8 +277,17 @@ func (t *Trust) readCertificateIdentity(c *CertificateIdentity) error {
 		return errors.New("certificate: issuer is missing: who authenticates the signer to Fulcio, such as https://token.actions.githubusercontent.com")
 	case !a.keyless() && c.Issuer != "":
 		return errors.New("certificate: issuer is for Fulcio's certificates; those of a private authority have none")
-	case (c.SAN == "") == (c.SANPattern == ""):
-		return errors.New("certificate: write san or sanPattern")
+	case a.keyless() && c.Subject != "":
+		return errors.New("certificate: subject is for certificates of a private authority; Fulcio's have a san")
+	}
+	n := 0
+	for _, s := range []string{c.SAN, c.SANPattern, c.Subject} {
+		if s != "" {
+			n++
+		}
+	}
+	if n != 1 {
+		return errors.New("certificate: write one of san, sanPattern and subject")
 	}
 	if c.SANPattern != "" {
 		var err error
@@ -287,14 +300,18 @@ func (t *Trust) readCertificateIdentity(c *CertificateIdentity) error {
 
 // matches says whether a certificate of an authority, with these names, is
 // the identity's.
-func (c *CertificateIdentity) matches(authority, issuer, san string) bool {
+func (c *CertificateIdentity) matches(authority string, s signer) bool {
 	switch {
-	case c == nil || c.Authority != authority || c.Issuer != issuer:
+	case c == nil || c.Authority != authority || c.Issuer != s.issuer:
+		return false
+	case c.Subject != "":
+		return c.Subject == s.subject
+	case s.san == "":
 		return false
 	case c.pattern != nil:
-		return c.pattern.MatchString(san)
+		return c.pattern.MatchString(s.san)
 	}
-	return c.SAN == san
+	return c.SAN == s.san
 }
 
 func checkPatterns(patterns []string) error {

@@ -8,8 +8,8 @@
 package verify
 
 import (
+	"crypto"
 	"crypto/ecdsa"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -225,9 +225,15 @@ func (t *Trust) keyOf(env *dsse.Envelope, payload []byte) *trustedKey {
 // keyOfMessage returns the key of the trust file that verifies a signature of
 // a message, or nil.
 func (t *Trust) keyOfMessage(message, sig []byte) *trustedKey {
-	sum := sha256.Sum256(message)
+	sums := map[crypto.Hash][]byte{}
 	for _, k := range t.keys {
-		if ecdsa.VerifyASN1(k.key, sum[:], sig) {
+		h := hashFor(k.key)
+		if sums[h] == nil {
+			hash := h.New()
+			hash.Write(message)
+			sums[h] = hash.Sum(nil)
+		}
+		if ecdsa.VerifyASN1(k.key, sums[h], sig) {
 			return k
 		}
 	}
@@ -245,9 +251,9 @@ func byCertificate(b *bundle.Bundle, content sgverify.VerificationContent, paylo
 		var s signer
 		var err error
 		if a.keyless() {
-			s, err = a.publicly(b, digests, c)
-		} else {
-			s, err = a.privately(b, content, digests, signed, c)
+			s, err = a.publicly(b, sgverify.WithArtifactDigests(digests), c)
+		} else if s, err = a.privately(content, signed, c); err == nil {
+			err = signedByCertificate(b, content, digests)
 		}
 		if errors.Is(err, errSubject) {
 			st, err := attest.ParseStatement(payload)
@@ -260,24 +266,15 @@ func byCertificate(b *bundle.Bundle, content sgverify.VerificationContent, paylo
 			best = closer(best, err)
 			continue
 		}
-		var ids []*Identity
-		for _, id := range trust.file.Identities {
-			if id.Certificate.matches(a.id, s.issuer, s.san) {
-				ids = append(ids, id)
-			}
-		}
+		ids := trust.whose(a, s)
 		if len(ids) == 0 {
-			by := ""
-			if s.issuer != "" {
-				by = ", whom " + s.issuer + " authenticated,"
-			}
-			best = closer(best, fail(CodeIdentity, "give the signer an identity in the trust file", "%q%s signed it, which is no identity of the trust file at authority %s", s.san, by, a.id))
+			best = closer(best, unknownIdentity(a, s))
 			continue
 		}
 		return accept(payload, subject, ids, trust, s.time, c)
 	}
 	if best == nil {
-		best = fail(CodeCertificate, "add the authority to the trust file, or sign with a key that is in it", "it is signed with a certificate, and the trust file names no authority that issues any")
+		best = noAuthority()
 	}
 	return nil, best
 }
