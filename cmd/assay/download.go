@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2/registry/remote/auth"
 
+	"github.com/assay-dev/assay/store"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -35,8 +36,10 @@ type download struct {
 	name  string // for people
 	file  *os.File
 	list  *attest.Pieces // nil if there is none
-	slots chan struct{}  // one for each connection
+	slots *slots
 	bar   *progress
+
+	direct *os.File // the file with O_DIRECT; nil if that cannot be
 
 	fetched atomic.Int64 // bytes that came over the link
 
@@ -44,25 +47,56 @@ type download struct {
 	disputed []int // pieces that are not what the list says; guarded by mu
 }
 
+// slots are what pulling may use at once: a buffer for each connection.
+type slots struct{ free chan []byte }
+
+func newSlots(n int) *slots {
+	s := &slots{make(chan []byte, n)}
+	for range n {
+		s.free <- nil
+	}
+	return s
+}
+
+func (s *slots) take(ctx context.Context) ([]byte, error) {
+	select {
+	case buf := <-s.free:
+		if buf == nil {
+			buf = store.NewBuffer(copyBuffer)
+		}
+		return buf, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s *slots) give(buf []byte) { s.free <- buf }
+
+// copyBuffer is how much is read, checked and written at a time: what one
+// step leaves in the processor's cache the next one finds there.
+const copyBuffer = 1 << 20
+
 // run fetches what the file lacks. When it returns nil the file is the blob.
 func (d *download) run(ctx context.Context) error {
 	ctx = auth.AppendRepositoryScope(ctx, d.repo.Reference, auth.ActionPull)
 	if d.list == nil {
 		return d.sequential(ctx)
 	}
+	// The file has its size and its place from the beginning, so that pieces
+	// can be written beside each other; where nothing was written is a hole.
+	if err := d.file.Truncate(d.desc.Size); err != nil {
+		return err
+	}
+	unix.Fallocate(int(d.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, d.desc.Size) // if the file system can
 	group, each := errgroup.WithContext(ctx)
-	group.SetLimit(pullConnections)
 	for i := range d.list.Count() {
-		select {
-		case d.slots <- struct{}{}:
-		case <-each.Done():
-		}
-		if each.Err() != nil {
+		buf, err := d.slots.take(each)
+		if err != nil {
 			break
 		}
 		group.Go(func() error {
-			defer func() { <-d.slots }()
-			return d.piece(each, i)
+			defer d.slots.give(buf)
+			return d.piece(each, i, buf)
 		})
 	}
 	err := group.Wait()
@@ -80,14 +114,14 @@ func (d *download) run(ctx context.Context) error {
 }
 
 // piece sees to it that one piece is in the file.
-func (d *download) piece(ctx context.Context, i int) error {
+func (d *download) piece(ctx context.Context, i int, buf []byte) error {
 	offset, n := d.list.Range(i)
 	if d.mayHave(offset, n) {
 		check, err := d.list.Piece(i)
 		if err != nil {
 			return err
 		}
-		if _, err := io.CopyBuffer(check, onlyReader{io.NewSectionReader(d.file, offset, n)}, make([]byte, copyBuffer)); err != nil {
+		if _, err := io.CopyBuffer(check, onlyReader{io.NewSectionReader(d.file, offset, n)}, buf); err != nil {
 			return err
 		}
 		if right, err := check.Right(); err != nil || right {
@@ -102,7 +136,7 @@ func (d *download) piece(ctx context.Context, i int) error {
 		}
 		var done int64
 		if err := persist(ctx, func() (int64, error) {
-			m, err := d.fetch(ctx, offset+done, n-done, check)
+			m, err := d.fetch(ctx, offset+done, n-done, check, buf)
 			done += m
 			return m, err
 		}); err != nil {
@@ -121,25 +155,22 @@ func (d *download) piece(ctx context.Context, i int) error {
 	}
 }
 
-const copyBuffer = 256 << 10
-
 // onlyReader hides everything but Read, so that the buffer is used.
 type onlyReader struct{ io.Reader }
 
 // fetch writes a part of the blob to its place in the file and to check, and
 // returns how much of it came.
-func (d *download) fetch(ctx context.Context, offset, n int64, check io.Writer) (done int64, err error) {
+func (d *download) fetch(ctx context.Context, offset, n int64, check io.Writer, buf []byte) (done int64, err error) {
 	body, err := d.open(ctx, d.desc, offset, n)
 	if err != nil {
 		return 0, err
 	}
 	defer body.Close()
-	buf := make([]byte, copyBuffer)
 	for done < n {
 		m, err := io.ReadFull(body, buf[:min(int64(len(buf)), n-done)])
 		d.fetched.Add(int64(m))
 		check.Write(buf[:m])
-		if _, e := d.file.WriteAt(buf[:m], offset+done); e != nil {
+		if e := d.writeAt(buf[:m], offset+done); e != nil {
 			return done, e
 		}
 		done += int64(m)
@@ -149,6 +180,21 @@ func (d *download) fetch(ctx context.Context, offset, n int64, check io.Writer) 
 		}
 	}
 	return done, nil
+}
+
+// writeAt writes whole units past the page cache, where several writers of one
+// file do not wait for each other, and what is left over as usual.
+func (d *download) writeAt(data []byte, offset int64) error {
+	const unit = 4096
+	if whole := len(data) &^ (unit - 1); d.direct != nil && whole > 0 && offset%unit == 0 {
+		n, err := d.direct.WriteAt(data[:whole], offset)
+		if err != nil && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		data, offset = data[n:], offset+int64(n)
+	}
+	_, err := d.file.WriteAt(data, offset)
+	return err
 }
 
 // mayHave reports whether the file has bytes in a range, and not only a hole:
@@ -188,12 +234,11 @@ func (d *download) settle() error {
 
 // sequential fetches the blob from where the file ends.
 func (d *download) sequential(ctx context.Context) error {
-	select {
-	case d.slots <- struct{}{}:
-		defer func() { <-d.slots }()
-	case <-ctx.Done():
-		return ctx.Err()
+	buf, err := d.slots.take(ctx)
+	if err != nil {
+		return err
 	}
+	defer d.slots.give(buf)
 	info, err := d.file.Stat()
 	if err != nil {
 		return err
@@ -206,7 +251,7 @@ func (d *download) sequential(ctx context.Context) error {
 		at = 0
 	}
 	if at > 0 {
-		if _, err := io.CopyBuffer(h, onlyReader{io.NewSectionReader(d.file, 0, at)}, make([]byte, 1<<20)); err != nil {
+		if _, err := io.CopyBuffer(h, onlyReader{io.NewSectionReader(d.file, 0, at)}, buf); err != nil {
 			return err
 		}
 		d.bar.Add(at)
@@ -217,11 +262,11 @@ func (d *download) sequential(ctx context.Context) error {
 			if at == d.desc.Size {
 				return 0, nil
 			}
-			n, err := d.fetch(ctx, at, d.desc.Size-at, h)
+			n, err := d.fetch(ctx, at, d.desc.Size-at, h, buf)
 			at += n
 			if errors.Is(err, errNoRanges) && at > 0 {
 				restart()
-				n, err = d.fetch(ctx, 0, d.desc.Size, h)
+				n, err = d.fetch(ctx, 0, d.desc.Size, h, buf)
 				at = n
 			}
 			return n, err

@@ -240,7 +240,7 @@ func TestWrongList(t *testing.T) {
 		defer f.Close()
 		d := &download{
 			link: newLink(repo), desc: ocispec.Descriptor{Digest: h.Digest(), Size: int64(len(content))}, name: "out",
-			file: f, list: &list, slots: make(chan struct{}, 2), bar: g.progress("pulling", 1, true),
+			file: f, list: &list, slots: newSlots(2), bar: g.progress("pulling", 1, true),
 		}
 		if err := d.run(t.Context()); err != nil {
 			t.Errorf("with a wrong list (%v): %v", wrong, err)

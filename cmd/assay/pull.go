@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2/registry/remote"
 
 	"github.com/assay-dev/assay/verify/attest"
@@ -102,7 +103,7 @@ func pull(ctx context.Context, g *globals, ref, dir string) error {
 	}
 	lists := g.pieces(ctx, repo, desc, manifest.Layers)
 	bar := g.progress("pulling", total, true)
-	from, slots := newLink(repo), make(chan struct{}, pullConnections)
+	from, slots := newLink(repo), newSlots(pullConnections)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(pushConcurrency)
 	for i, l := range manifest.Layers {
@@ -209,6 +210,14 @@ func pullFile(ctx context.Context, root *os.Root, d *download) (fetched bool, er
 	partial := name + ".partial"
 	if d.file, err = root.OpenFile(partial, os.O_CREATE|os.O_RDWR, 0o644); err != nil {
 		return false, err
+	}
+	if d.list != nil {
+		// Without it the file is written as usual.
+		if d.direct, err = root.OpenFile(partial, os.O_WRONLY|unix.O_DIRECT, 0); err == nil {
+			defer d.direct.Close()
+		} else {
+			d.direct = nil
+		}
 	}
 	err = d.run(ctx)
 	if e := d.file.Close(); err == nil {

@@ -192,7 +192,9 @@ func hashFiles(g *globals, files []string) ([]layerFile, int64, error) {
 			}
 			defer f.Close()
 			d := digest.Canonical.Digester()
-			n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(d.Hash(), barWriter{bar})}, f, make([]byte, 1<<20))
+			// A buffer that stays in the processor's cache between the reading
+			// and the hashing; larger ones are slower.
+			n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(d.Hash(), barWriter{bar})}, onlyReader{f}, make([]byte, 128<<10))
 			if err != nil {
 				return fmt.Errorf("reading %s: %w", l.path, err)
 			}

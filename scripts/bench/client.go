@@ -33,6 +33,7 @@ func clientRows(b *bench) error {
 		cmd.Env = append(os.Environ(), "ASSAY_SERVER=http://"+host)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
+		settle()
 		start := time.Now()
 		err := cmd.Run()
 		if err != nil {

@@ -27,6 +27,7 @@ func (b *bench) pushOnce(start func(string) (*process, error), p *payload, strea
 			return 0, 0, 0, err
 		}
 	}
+	settle()
 	before, err := server.cpu()
 	if err != nil {
 		return 0, 0, 0, err

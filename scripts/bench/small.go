@@ -38,6 +38,7 @@ func artifacts(host string, clients, most int, during time.Duration) (int, time.
 	var next, done atomic.Int64
 	errs := make([]error, clients)
 	var wg sync.WaitGroup
+	settle()
 	start := time.Now()
 	for c := range clients {
 		wg.Go(func() {
