@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"io"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/assay-dev/assay/store"
 	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
+	"github.com/assay-dev/assay/verify/oms"
 )
 
 // errTrustMoved says that the trust file changed between the verification of
@@ -124,6 +126,11 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 	defer r.verifying()()
 	f := &factRow{Trust: trust.Digest()}
 	v, raw, err := r.verifyStatement(ctx, repo, m, trust, at)
+	if c, ok := claimed(raw); ok && (c.PredicateType == oms.Predicate || c.PredicateType == oms.PredicateV02) {
+		// Its subject is the digest of a list of files, and no manifest's.
+		f.saidRow, err = r.verifyOMS(ctx, repo, m.subject, raw, c.PredicateType, trust, at)
+		return derived{m.subject, f}, err
+	}
 	var failure *verify.Failure
 	switch {
 	case err == nil:
@@ -142,6 +149,39 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 		return derived{}, err
 	}
 	return derived{m.subject, f}, nil
+}
+
+// verifyOMS verifies a signature of model signing over the files of the
+// manifest it is attached to, from the digests in that manifest. A weight is
+// never opened.
+func (r *Registry) verifyOMS(ctx context.Context, repo string, model digest.Digest, raw []byte, claims string, trust *verify.Trust, at time.Time) (saidRow, error) {
+	failed := func(err error) (saidRow, error) {
+		var f *verify.Failure
+		if errors.As(err, &f) {
+			return said(nil, f, claims), nil
+		}
+		return saidRow{}, err
+	}
+	m, err := r.Manifest(ctx, access.System(), repo, string(model))
+	if errors.Is(err, ErrManifestUnknown) || errors.Is(err, ErrNameUnknown) {
+		return failed(&verify.Failure{Code: verify.CodeSubject, Message: "the model it is attached to is not here, so there are no files to compare with", Remedy: "push the model first, and then its signature"})
+	}
+	if err != nil {
+		return saidRow{}, err
+	}
+	files, err := oms.Files(ctx, m.Body, func(context.Context, ocispec.Descriptor) (io.ReadCloser, error) {
+		return nil, &verify.Failure{Code: oms.CodeUnsupported, Message: "the model is packed in archives, which are not read while it is pushed", Remedy: "check it with 'assay verify --oms', which reads them; or push bare files"}
+	})
+	if err != nil {
+		return failed(err)
+	}
+	v, err := oms.Verify(raw, files, trust, verify.Context{Repository: repo, AdmittedAt: at, Now: r.clock()})
+	if err != nil {
+		return failed(err)
+	}
+	return saidRow{
+		PredicateType: claims, Outcome: verify.OutcomeVerified, Identity: v.Identity, Holder: v.Holder, Role: string(v.Role), Signed: v.SignedPayload.Signed,
+	}, nil
 }
 
 // deriveLegacy does the same for what cosign before version 3 attached.

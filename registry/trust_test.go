@@ -20,6 +20,7 @@ import (
 	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 	"github.com/assay-dev/assay/verify/gate"
+	"github.com/assay-dev/assay/verify/oms"
 )
 
 const credit = "credit/scorer"
@@ -551,6 +552,53 @@ func TestPersons(t *testing.T) {
 	size := h.leaves()
 	if _, err := h.ErasePerson(ctx, me, "p-17"); err != nil || h.leaves() != size {
 		t.Errorf("erased twice: %v", err)
+	}
+	h.sound()
+}
+
+// A signature of model signing is verified from the manifest: no blob of the
+// model is opened.
+func TestModelSigning(t *testing.T) {
+	h := newHouse(t)
+	m := newTeam(h)
+	body := h.model(credit, nil, "application/x-model", "weights", "tokenizer")
+	model := h.put(credit, "1.0.0", body).Descriptor
+	files, err := oms.Files(t.Context(), body, nil) // an opener that is called would panic
+	if err != nil {
+		t.Fatal(err)
+	}
+	attach := func(k *verify.Key, files []oms.File) Fact {
+		t.Helper()
+		statement, err := oms.Statement("scorer", files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		referrer := m.sign(k, model.Digest, statement, oms.Predicate)
+		facts := m.facts(model.Digest)
+		i := slices.IndexFunc(facts, func(f Fact) bool { return f.Referrer == referrer })
+		if i < 0 {
+			t.Fatalf("no fact: %+v", facts)
+		}
+		return facts[i]
+	}
+	if f := attach(m.keys[verify.Release], files); f.Outcome != verify.OutcomeVerified || f.PredicateType != oms.Predicate || f.Role != "release" {
+		t.Errorf("%+v", f)
+	}
+	if f := attach(m.keys[verify.Release], files[:1]); f.Outcome != oms.CodeUnsigned {
+		t.Errorf("one file less was signed: %+v", f)
+	}
+	changed := slices.Clone(files)
+	changed[0].SHA256 = strings.Repeat("0", 64)
+	if f := attach(m.keys[verify.Release], changed); f.Outcome != oms.CodeChanged {
+		t.Errorf("another file was signed: %+v", f)
+	}
+	if f := attach(m.keys[verify.Provenance], files); f.Outcome != verify.CodeRole {
+		t.Errorf("signed without the role: %+v", f)
+	}
+	// It is no release of ours: what the gate asks for is a statement about
+	// the manifest.
+	if rec := m.decide(); !slices.Contains(reasons(rec), gate.CodeNoRelease) {
+		t.Errorf("%v", reasons(rec))
 	}
 	h.sound()
 }

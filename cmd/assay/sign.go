@@ -7,17 +7,22 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"oras.land/oras-go/v2/content"
+	"oras.land/oras-go/v2/registry/remote"
 
 	pb "github.com/assay-dev/assay/proto/assay/v1"
 	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
+	"github.com/assay-dev/assay/verify/oms"
 )
 
 // signing are the flags that say who signs, and who says when.
@@ -96,6 +101,7 @@ func (g *globals) printSigned(s signed, what string) error {
 
 func newSignCommand(g *globals) *cobra.Command {
 	var with signing
+	var modelSigning string
 	c := &cobra.Command{
 		Use:   "sign REFERENCE",
 		Short: "Release a model version: sign it",
@@ -106,6 +112,7 @@ contacted that flags name: timestamp authorities, a KMS, Fulcio and Rekor.
   cosign verify --key release.pub --insecure-ignore-tlog=true HOST/REPOSITORY@DIGEST`,
 		Example: `  assay sign --key keys/release.key credit/scorer:1.4.0
   assay sign --key keys/release.key --timestamp https://tsa.example/api/v1/timestamp credit/scorer:1.4.0
+  assay sign --key keys/release.key --oms model.sig credit/scorer:1.4.0
   assay sign --fulcio https://fulcio.example --identity-token token.jwt --timestamp https://tsa.example credit/scorer:1.4.0`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -116,6 +123,9 @@ contacted that flags name: timestamp authorities, a KMS, Fulcio and Rekor.
 			repo, desc, err := g.resolve(cmd.Context(), args[0])
 			if err != nil {
 				return err
+			}
+			if modelSigning != "" {
+				return g.signModel(cmd.Context(), k, repo, desc, modelSigning)
 			}
 			// What cosign signs: a statement with an empty predicate.
 			statement, err := attest.Marshal(attest.Statement{
@@ -133,7 +143,68 @@ contacted that flags name: timestamp authorities, a KMS, Fulcio and Rekor.
 		},
 	}
 	with.addFlags(c.Flags(), verify.Release)
+	c.Flags().StringVar(&modelSigning, "oms", "", "sign the files instead, in the form of OpenSSF Model Signing: write model.sig into this file, and attach it")
 	return c
+}
+
+// signModel signs the files of a model in the form of OpenSSF Model Signing.
+// Layers that are bare files are not fetched.
+func (g *globals) signModel(ctx context.Context, k *verify.Signer, repo *remote.Repository, desc ocispec.Descriptor, path string) error {
+	files, err := g.modelFiles(ctx, repo, desc)
+	if err != nil {
+		return err
+	}
+	statement, err := oms.Statement(filepath.Base(repo.Reference.Repository), files)
+	if err != nil {
+		return err
+	}
+	bundle, err := k.Sign(ctx, statement)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, bundle, 0o644); err != nil {
+		return err
+	}
+	ref, err := verify.AttachBundle(desc, bundle, oms.Predicate, time.Now())
+	if err != nil {
+		return err
+	}
+	if err := g.pushReferrer(ctx, repo, ref); err != nil {
+		return err
+	}
+	return g.printSigned(signed{repo.Reference.Repository + "@" + string(desc.Digest), oms.Predicate, ref.Descriptor.Digest}, fmt.Sprintf("signed the %d files of", len(files)))
+}
+
+// modelFiles lists the files of a model with their digests; of archives, it
+// reads what is inside.
+func (g *globals) modelFiles(ctx context.Context, repo *remote.Repository, desc ocispec.Descriptor) ([]oms.File, error) {
+	body, err := g.fetch(ctx, repo, desc)
+	if err != nil {
+		return nil, err
+	}
+	return oms.Files(ctx, body, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+		rc, err := repo.Fetch(ctx, d)
+		if err != nil {
+			return nil, g.explain(err, "fetching "+d.Digest.String())
+		}
+		return &checkedBlob{content.NewVerifyReader(rc, d), rc}, nil
+	})
+}
+
+// checkedBlob is a blob whose digest is checked at its end.
+type checkedBlob struct {
+	*content.VerifyReader
+	io.Closer
+}
+
+func (b *checkedBlob) Read(p []byte) (int, error) {
+	n, err := b.VerifyReader.Read(p)
+	if err == io.EOF {
+		if e := b.Verify(); e != nil {
+			err = e
+		}
+	}
+	return n, err
 }
 
 // predicateNames are short names for predicate types.

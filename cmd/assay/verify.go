@@ -13,10 +13,12 @@ import (
 
 	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
+	"github.com/assay-dev/assay/verify/oms"
 )
 
 func newVerifyCommand(g *globals) *cobra.Command {
-	var trustFile, layout string
+	var trustFile, layout, modelSigning string
+	var ignore []string
 	c := &cobra.Command{
 		Use:   "verify REFERENCE",
 		Short: "Check everything that is signed about a model version",
@@ -24,11 +26,19 @@ func newVerifyCommand(g *globals) *cobra.Command {
 --layout, in a folder, and check it against a trust file. Nothing is asked of
 an Assay server.
 
+With --oms it checks instead a signature of OpenSSF Model Signing (model.sig) over
+the files of the version: the digests in the manifest are compared, and only
+archives are fetched.
+
 The exit status is 0 if a release signature verifies, 3 if not.`,
 		Example: `  assay verify --trust trust.yaml credit/scorer:1.4.0
+  assay verify --trust trust.yaml --oms model.sig credit/scorer:1.4.0
   assay verify --trust trust.yaml --layout ./pack credit/scorer@sha256:…`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if modelSigning != "" {
+				return g.verifyModel(cmd, args[0], trustFile, modelSigning, ignore)
+			}
 			ev, err := g.gather(cmd, args[0], trustFile, layout, "")
 			if err != nil {
 				return err
@@ -62,7 +72,66 @@ The exit status is 0 if a release signature verifies, 3 if not.`,
 	}
 	c.Flags().StringVar(&trustFile, "trust", "trust.yaml", "the trust file")
 	c.Flags().StringVar(&layout, "layout", "", "read from an OCI image layout in this folder")
+	c.Flags().StringVar(&modelSigning, "oms", "", "check this model.sig over the files of the version")
+	c.Flags().StringSliceVar(&ignore, "ignore", nil, "with --oms: paths that need not be signed")
 	return c
+}
+
+// verifyModel checks a signature of OpenSSF Model Signing.
+func (g *globals) verifyModel(cmd *cobra.Command, ref, trustFile, path string, ignore []string) error {
+	raw, err := os.ReadFile(trustFile)
+	if err != nil {
+		return remedy(err, "name the trust file with --trust")
+	}
+	trust, err := verify.ParseTrust(raw)
+	if err != nil {
+		return fmt.Errorf("%s: %w", trustFile, err)
+	}
+	signature, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	repo, desc, err := g.resolve(cmd.Context(), ref)
+	if err != nil {
+		return err
+	}
+	files, err := g.modelFiles(cmd.Context(), repo, desc)
+	var v *oms.Verified
+	if err == nil {
+		v, err = oms.Verify(signature, files, trust, verify.Context{Repository: repo.Reference.Repository, Now: time.Now()}, ignore...)
+	}
+	var f *verify.Failure
+	if err != nil && !errors.As(err, &f) {
+		return err
+	}
+	answer := struct {
+		Subject  string        `json:"subject"`
+		Outcome  string        `json:"outcome"`
+		Message  string        `json:"message,omitempty"`
+		Remedy   string        `json:"remedy,omitempty"`
+		Identity string        `json:"identity,omitempty"`
+		Files    int           `json:"files"`
+		Root     digest.Digest `json:"root,omitempty"`
+	}{Subject: repo.Reference.Repository + "@" + string(desc.Digest), Outcome: verify.OutcomeVerified, Files: len(files)}
+	if f != nil {
+		answer.Outcome, answer.Message, answer.Remedy = f.Code, f.Message, f.Remedy
+	} else {
+		answer.Identity, answer.Root = v.Identity, v.Root
+	}
+	err = g.print(answer, func(w io.Writer) {
+		if f != nil {
+			fmt.Fprintf(w, "NOT verified: %s: %s\n", f.Code, f.Message)
+			if f.Remedy != "" {
+				fmt.Fprintf(w, "  what would change it: %s\n", f.Remedy)
+			}
+			return
+		}
+		fmt.Fprintf(w, "verified: %s signed these %d files\n", answer.Identity, answer.Files)
+	})
+	if err == nil && f != nil {
+		err = verdict(exitDenied)
+	}
+	return err
 }
 
 // gather reads the evidence about a model, from its registry or from a folder.
@@ -131,6 +200,8 @@ func predicateName(uri string) string {
 		return "provenance"
 	case attest.PredicateTestResult:
 		return "test result"
+	case oms.Predicate, oms.PredicateV02:
+		return "model.sig"
 	case "":
 		return "?"
 	}
