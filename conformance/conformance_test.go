@@ -3,6 +3,7 @@ package conformance
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"pgregory.net/rapid"
 
+	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/conformance/stats"
 	"github.com/assay-dev/assay/conformance/target"
 	"github.com/assay-dev/assay/conformance/target/oip"
@@ -33,19 +35,73 @@ func TestMain(m *testing.M) {
 	if os.Getenv("ASSAY_TEST_JUDGE") == "" {
 		os.Exit(m.Run())
 	}
-	var r Replayed
-	if err := json.NewDecoder(os.Stdin).Decode(&r); err != nil {
-		panic(err)
+	os.Stdout.WriteString(everyBit())
+	for in := json.NewDecoder(os.Stdin); in.More(); {
+		var r Replayed
+		if err := in.Decode(&r); err != nil {
+			panic(err)
+		}
+		report, err := Judge(&r)
+		if err != nil {
+			panic(err)
+		}
+		raw, err := attest.Marshal(report)
+		if err != nil {
+			panic(err)
+		}
+		os.Stdout.Write(raw)
 	}
-	report, err := Judge(&r)
-	if err != nil {
-		panic(err)
+}
+
+// everyBit computes all kinds of numbers and returns their bits. A report shows 9
+// digits, behind which a difference in the last bit hides until it reaches one of
+// them: here it does not.
+func everyBit() string {
+	var out strings.Builder
+	rng := rand.New(rand.NewPCG(1, 2))
+	for round := range 20 {
+		w, g := make([]float32, 700), make([]float32, 700)
+		x := make([]float64, 40)
+		p, q := make([]float64, 5), make([]float64, 5)
+		for i := range w {
+			w[i] = rng.Float32()
+			g[i] = w[i] + rng.Float32()/1000
+		}
+		for i := range x {
+			x[i] = rng.Float64() / 3
+		}
+		for i := range p {
+			p[i], q[i] = (1+x[i])/6, (1+x[i+5])/6
+		}
+		d := compare.Tensors(targettest.FP32("x", []int64{700}, w...), targettest.FP32("x", []int64{700}, g...), compare.Tolerance{Absolute: 1e-4, Relative: 1e-4})
+		var fp64 [2]compare.Tensor // of which the products are not exact, as those of FP32 are
+		for k := range fp64 {
+			fp64[k] = compare.Tensor{Name: "x", Datatype: "FP64", Shape: []int64{20}}
+			for _, v := range x[20*k : 20*k+20] {
+				fp64[k].Bits = binary.LittleEndian.AppendUint64(fp64[k].Bits, math.Float64bits(v))
+			}
+		}
+		long := compare.Tensors(fp64[0], fp64[1], compare.Tolerance{Absolute: 1e-3, Relative: 1e-2})
+		pq, err1 := compare.Probabilities(p, q, 1)
+		e, err2 := compare.Embeddings(x[:20], x[20:])
+		m, err3 := stats.Equivalence(x, 0.3, 0.05, 0.2)
+		b, err4 := stats.Bootstrap(len(x), 100, 0.05, stats.NewGenerator("bits", fmt.Sprint(round)), func(drawn []int) float64 {
+			sum := 0.0
+			for _, i := range drawn {
+				sum += float64(x[i] * x[i])
+			}
+			return math.Sqrt(sum)
+		})
+		mmd, err5 := stats.MMD([]stats.Samples{{Want: [][]int32{{1, 2, 3}, {1, 2}}, Got: [][]int32{{2, int32(round)}, {1, 3}}}}, 99, stats.NewGenerator("bits", fmt.Sprint(round)))
+		if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+			panic(err)
+		}
+		for _, v := range []float64{d.MaxAbs, d.MaxScaled, d.Error, d.SquaredError, d.SquaredGot, d.Product, d.Cosine(), d.SNR(), long.SquaredError, long.SquaredWant, long.Product, long.MaxScaled, pq.KL, pq.JS, pq.Hellinger, e.Cosine, e.Norm,
+			m.Mean, m.StandardError, m.Upper, m.P, m.Unseen, b.Lower, b.Upper, mmd.Distance, mmd.P} {
+			fmt.Fprintf(&out, "%016x\n", math.Float64bits(v))
+		}
 	}
-	raw, err := attest.Marshal(report)
-	if err != nil {
-		panic(err)
-	}
-	os.Stdout.Write(raw)
+	return out.String()
 }
 
 // scorer approves what is likely enough, as a credit model does.
@@ -391,18 +447,40 @@ func mustJSON(v any) []byte {
 // wherever it stands, and after a way through an artifact.
 func TestAVerdictCanBeMadeAgain(t *testing.T) {
 	r := newBench(t, shifted(0.2)).replay()
-	want, err := attest.Marshal(judged(t, r))
-	if err != nil {
-		t.Fatal(err)
+	// The same tests, compiled for another processor.
+	arm := filepath.Join(t.TempDir(), "conformance.test")
+	build := exec.Command("go", "test", "-c", "-o", arm, ".")
+	build.Env = append(os.Environ(), "GOOS=linux", "GOARCH=arm64", "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, env := range [][]string{{"GOMAXPROCS=1", "TZ=UTC"}, {"GOMAXPROCS=2", "TZ=Asia/Kolkata"}} {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), append(env, "ASSAY_TEST_JUDGE=1")...)
-		cmd.Stdin = bytes.NewReader(mustJSON(r))
-		got, err := cmd.Output()
-		if err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%v: another report (%v)", env, err)
+	emulator, noEmulator := exec.LookPath("qemu-aarch64-static")
+	in, want := []byte{}, []byte(everyBit())
+	for _, r := range []*Replayed{r, second(newBench(t, shifted(0.2)), close...).replay(), second(newBench(t, rounding), close...).replay()} {
+		raw, err := attest.Marshal(judged(t, r))
+		if err != nil {
+			t.Fatal(err)
 		}
+		in, want = append(in, mustJSON(r)...), append(want, raw...)
+	}
+	for how, cmd := range map[string]*exec.Cmd{
+		"GOMAXPROCS=1 TZ=UTC": exec.Command(os.Args[0]), "GOMAXPROCS=2 TZ=Asia/Kolkata": exec.Command(os.Args[0]), "GOMAXPROCS=2 TZ=America/St_Johns": exec.Command(emulator, arm),
+	} {
+		if cmd.Args[0] == "" {
+			continue // said below
+		}
+		cmd.Env = append(os.Environ(), append(strings.Fields(how), "ASSAY_TEST_JUDGE=1")...)
+		cmd.Stdin = bytes.NewReader(in)
+		if got, err := cmd.Output(); err != nil || !bytes.Equal(got, want) {
+			at := 0
+			for at < min(len(got), len(want)) && got[at] == want[at] {
+				at++
+			}
+			t.Errorf("%v: other bytes from byte %d on (%v): %.80q, want %.80q", cmd, at, err, got[at:], want[at:])
+		}
+	}
+	if noEmulator != nil {
+		defer needed(t, "qemu-aarch64-static is not installed: run 'make deps'")
 	}
 	// Through artifacts.
 	content := map[digest.Digest][]byte{}

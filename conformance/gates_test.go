@@ -81,6 +81,7 @@ func TestLimits(t *testing.T) {
 		want   attest.Verdict
 		reason string
 	}{
+		"bias, over it":        {1e-3, attest.Limit{Measure: attest.MeasureBias, Output: "probabilities", Margin: 1e-5}, attest.Rejected, "the bias of probabilities"},
 		"bias, well within":    {1e-4, attest.Limit{Measure: attest.MeasureBias, Output: "probabilities", Margin: 1e-3}, attest.Certified, ""},
 		"error, well within":   {1e-4, attest.Limit{Measure: attest.MeasureAbsolute, Output: "probabilities", Margin: 1e-3}, attest.Certified, ""},
 		"error, about there":   {1e-4, attest.Limit{Measure: attest.MeasureAbsolute, Output: "probabilities", Margin: 1.35e-5}, attest.Inconclusive, "it is not shown that the absolute-error"},
@@ -108,6 +109,21 @@ func TestLimits(t *testing.T) {
 				t.Errorf("%s: %v, want %s", r.Verdict, r.Reasons, tc.want)
 			}
 		})
+	}
+}
+
+// An answer that never came is not fast, and is not shown to be slow.
+func TestNoAnswerIsNotASlowOne(t *testing.T) {
+	b := second(newBench(t, scorer), attest.Limit{Measure: attest.MeasureSlow, Margin: 60_000})
+	b.server.Misbehave = func(n int) string {
+		if n > 20 {
+			return "close"
+		}
+		return ""
+	}
+	r := judged(t, b.replay())
+	if r.Verdict != attest.Inconclusive || r.Gates[3].Hypotheses[0].Value != fmt.Sprint(r.Cases.Failed) {
+		t.Errorf("%s: %v, %+v", r.Verdict, r.Reasons, r.Gates[3])
 	}
 }
 

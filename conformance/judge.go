@@ -277,21 +277,21 @@ func (j *judge) first(c attest.Case, o attest.Observation) {
 			j.wrong(c, class, d.Broken)
 			return
 		}
+		if n < 0 {
+			continue // an output that the criteria do not speak of
+		}
 		if c.Stratum == attest.StratumClaim {
 			for _, l := range j.limits {
 				if l.Output != golden[i].Name {
 					continue
 				}
-				x, err := measure(l.Measure, golden[i], a.Outputs[i])
+				x, err := measure(l.Measure, j.numerics[n].criteria, golden[i], a.Outputs[i])
 				if err != nil {
 					j.wrong(c, "not-comparable", err.Error())
 					return
 				}
 				l.values = append(l.values, x)
 			}
-		}
-		if n < 0 {
-			continue // an output that the criteria do not speak of
 		}
 		s := &j.numerics[n]
 		j.report.Cases.Elements += d.Elements

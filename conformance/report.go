@@ -1,11 +1,12 @@
 package conformance
 
 import (
-	"bytes"
+	"encoding/xml"
 	"fmt"
-	"html/template"
 	"io"
+	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/assay-dev/assay/verify/attest"
 )
@@ -30,10 +31,33 @@ func WriteReport(w io.Writer, r attest.Report) {
 		fmt.Fprintf(tw, "  %s\t%s\t%s %s\tn = %d\t%s\n", m.Name, m.Value, m.Comparator, m.Threshold, m.SampleSize, mark)
 	}
 	tw.Flush()
+	if r.Probes != nil {
+		fmt.Fprintf(w, "  asked again in benign ways: %d times, %d without a comparable answer\n", r.Probes.Planned, r.Probes.Failed)
+	}
+	if l := r.Latency; l != nil {
+		fmt.Fprintf(w, "  latency, from when a question was %s: p50 %s, p90 %s, p99 %s, at most %s\n", due(l.Schedule), micros(l.P50), micros(l.P90), micros(l.P99), micros(l.Max))
+	}
+	for _, g := range r.Gates {
+		for _, h := range g.Hypotheses {
+			if h.Unseen != "0" {
+				fmt.Fprintf(w, "  %s: %s is %s, below %s with %s confidence (n = %d); an effect below %s could have gone unseen\n",
+					g.Name, h.Name, h.Value, h.Bound, complement(r.Power.Alpha), h.N, h.Unseen)
+			}
+		}
+	}
 	for _, e := range r.Examples {
 		fmt.Fprintf(w, "  %s: %s: %s\n", e.Case, e.What, e.Detail)
 	}
 }
+
+func due(schedule bool) string {
+	if schedule {
+		return "due"
+	}
+	return "sent"
+}
+
+func micros(n int64) string { return (time.Duration(n) * time.Microsecond).String() }
 
 // complement renders 1 - beta without arithmetic on text that is for people.
 func complement(beta string) string {
@@ -44,42 +68,86 @@ func complement(beta string) string {
 	return percent(1 - x)
 }
 
-var page = template.Must(template.New("report").Parse(`<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{.Verdict}}: {{.EnvironmentName}}</title>
-<style>
-body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-h1{font-size:1.6rem}.CERTIFIED{color:#0a6b2d}.REJECTED{color:#a4161a}.INCONCLUSIVE{color:#8a5a00}
-table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.3rem .6rem;text-align:left}
-code{font-size:.85em;overflow-wrap:anywhere}
-</style>
-<h1><span class="{{.Verdict}}">{{.Verdict}}</span>: {{.EnvironmentName}}</h1>
-<p>{{.Claim}}.</p><p>Difference: {{.Difference}}.</p>
-{{range .Reasons}}<p>Because {{.}}.</p>{{end}}
-<p>{{.Cases.Claim}} claim cases and {{.Cases.Border}} border cases, of which {{.Cases.Compared}} were compared ({{.Cases.Elements}} numbers);
-{{.Cases.Missing}} without an attempt, {{.Cases.Failed}} without an answer, {{.Cases.Wrong}} with an answer that is none, {{.Cases.Damaged}} with a damaged record, {{.Cases.Retried}} retried.</p>
-<h2>Gates</h2>
-<table><tr><th>measure<th>value<th>allowed<th>n<th></tr>
-{{range .Metrics}}<tr><td>{{.Name}}<td>{{.Value}}<td>{{.Comparator}} {{.Threshold}}<td>{{.SampleSize}}<td>{{if .Passed}}ok{{else}}<b>not ok</b>{{end}}</tr>{{end}}</table>
-<h2>What could have gone unseen</h2>
-<p>The plan certifies when at most {{.Power.Allowed}} of {{.Power.Planned}} decisions flip. It excludes a flip rate of {{.Power.Margin}} or more with an error of {{.Power.Alpha}},
-and refuses a rate of {{.Power.DetectableRate}} or more except with probability {{.Power.Beta}}. Equivalence with the reference does not say that the reference is right, or fair.</p>
-{{if .Flips}}<h2>Decisions that flip</h2><table><tr><th>from<th>to<th>cases</tr>{{range .Flips}}<tr><td>{{.From}}<td>{{.To}}<td>{{.Cases}}</tr>{{end}}</table>{{end}}
-{{if .Slices}}<h2>By slice</h2><table><tr><th>slice<th>cases<th>flips</tr>{{range .Slices}}<tr><td>{{.Slice}}<td>{{.Cases}}<td>{{.Flips}}</tr>{{end}}</table>{{end}}
-<h2>Numbers</h2>
-<table><tr><th>output<th>elements<th>over tolerance<th>other bits<th>largest difference<th>mean difference<th>tolerance<th>noise floor</tr>
-{{range .Numerics}}<tr><td>{{.Output}}<td>{{.Elements}}<td>{{.Exceeding}}<td>{{.BitsDiffer}}<td>{{.MaxAbsolute}}<td>{{.Bias}}<td>{{.Tolerance}}<td>{{.Noise}}</tr>{{end}}</table>
-{{if .Examples}}<h2>Cases</h2><table><tr><th>case<th>what<th>detail</tr>{{range .Examples}}<tr><td>{{.Case}}<td>{{.What}}<td>{{.Detail}}</tr>{{end}}</table>{{end}}
-<h2>Identities</h2>
-<table>{{range $k, $v := .Names}}<tr><td>{{$k}}<td><code>sha256:{{index $v.Digest "sha256"}}</code></tr>{{end}}</table>
-</html>
-`))
+// Forms in which a report can be written, by the ending of a file's name.
+var Forms = []string{"html", "json", "txt", "xml"}
 
-// reportHTML renders a report as one page that needs nothing else.
-func reportHTML(r attest.Report) ([]byte, error) {
-	var b bytes.Buffer
-	err := page.Execute(&b, struct {
-		attest.Report
-		Names map[string]attest.Resource
-	}{r, map[string]attest.Resource{"model": r.Model, "environment": r.Environment, "suite": r.Suite, "criteria": r.Criteria, "plan": r.Plan}})
-	return b.Bytes(), err
+// WriteForm writes a report as one page ("html"), as it is stored ("json"), for
+// people ("txt") or as JUnit ("xml").
+func WriteForm(w io.Writer, form string, r attest.Report) error {
+	var raw []byte
+	var err error
+	switch form {
+	case "html":
+		raw, err = reportHTML(r)
+	case "json":
+		raw, err = attest.Marshal(r)
+	case "txt":
+		var b strings.Builder
+		WriteReport(&b, r)
+		raw = []byte(b.String())
+	case "xml":
+		raw, err = reportJUnit(r)
+	default:
+		return fmt.Errorf("a report cannot be written as %q; use %s", form, strings.Join(Forms, ", "))
+	}
+	if err == nil {
+		_, err = w.Write(raw)
+	}
+	return err
+}
+
+type junitSuite struct {
+	XMLName    xml.Name    `xml:"testsuite"`
+	Name       string      `xml:"name,attr"`
+	Tests      int         `xml:"tests,attr"`
+	Failures   int         `xml:"failures,attr"`
+	Errors     int         `xml:"errors,attr"`
+	Properties []junitProp `xml:"properties>property"`
+	Cases      []junitCase `xml:"testcase"`
+}
+
+type junitProp struct {
+	Name  string `xml:"name,attr"`
+	Value string `xml:"value,attr"`
+}
+
+type junitCase struct {
+	Class   string      `xml:"classname,attr"`
+	Name    string      `xml:"name,attr"`
+	Failure *junitFault `xml:"failure"`
+	Error   *junitFault `xml:"error"`
+}
+
+type junitFault struct {
+	Message string `xml:"message,attr"`
+}
+
+// reportJUnit has one test for the verdict and one for each metric. A verdict
+// that is not CERTIFIED is a failure (REJECTED) or an error (INCONCLUSIVE): JUnit
+// has "skipped" too, which pipelines take for a pass, so it is not used.
+func reportJUnit(r attest.Report) ([]byte, error) {
+	s := junitSuite{Name: "assay: " + r.EnvironmentName, Properties: []junitProp{{"claim", r.Claim}, {"verdict", string(r.Verdict)}, {"difference", r.Difference}}}
+	verdict := junitCase{Class: "assay." + r.EnvironmentName, Name: "verdict"}
+	fault := &junitFault{fmt.Sprintf("%s: %s", r.Verdict, strings.Join(r.Reasons, "; "))}
+	switch r.Verdict {
+	case attest.Certified:
+	case attest.Rejected:
+		verdict.Failure = fault
+		s.Failures++
+	default:
+		verdict.Error = fault
+		s.Errors++
+	}
+	s.Cases = append(s.Cases, verdict)
+	for _, m := range r.Metrics {
+		c := junitCase{Class: verdict.Class, Name: m.Name}
+		if !m.Passed {
+			c.Failure = &junitFault{fmt.Sprintf("%s is %s, %s %s is needed (n = %d)", m.Name, m.Value, m.Comparator, m.Threshold, m.SampleSize)}
+			s.Failures++
+		}
+		s.Cases = append(s.Cases, c)
+	}
+	s.Tests = len(s.Cases)
+	raw, err := xml.MarshalIndent(s, "", "  ")
+	return append([]byte(xml.Header), append(raw, '\n')...), err
 }

@@ -1,17 +1,20 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"oras.land/oras-go/v2/registry/remote"
 
 	"github.com/assay-dev/assay/conformance"
@@ -21,7 +24,8 @@ import (
 
 func newReplayCommand(g *globals) *cobra.Command {
 	var suiteRef, env, dir, tag string
-	var concurrency, retries int
+	var reports []string
+	var concurrency, retries, probes int
 	var timeout time.Duration
 	c := &cobra.Command{
 		Use:   "replay REFERENCE --suite SUITE --env NAME",
@@ -76,7 +80,7 @@ inconclusive.`,
 				return conformance.NewPlan(conformance.PlanOptions{
 					Model: model.Digest, Suite: suite, SuiteDigest: suiteDesc.Digest, CriteriaDigest: criteria,
 					Environment: environment, EnvironmentDigest: envDesc.Digest,
-					Concurrency: concurrency, Timeout: timeout, Retries: retries, Now: time.Now(),
+					Concurrency: concurrency, Timeout: timeout, Retries: retries, Probes: probes, Now: time.Now(),
 				})
 			})
 			if err != nil {
@@ -120,7 +124,7 @@ inconclusive.`,
 			if err != nil {
 				return err
 			}
-			return g.printReport(repo.Reference.Repository+"@"+string(a.Descriptor.Digest), report)
+			return g.printReport(repo.Reference.Repository+"@"+string(a.Descriptor.Digest), report, reports)
 		},
 	}
 	f := c.Flags()
@@ -130,7 +134,9 @@ inconclusive.`,
 	f.StringVar(&tag, "tag", "", "a tag for the replay")
 	f.IntVar(&concurrency, "concurrency", 1, "how many questions are asked at once")
 	f.IntVar(&retries, "retries", 0, "ask again that often when no answer comes: recorded, never judged")
+	f.IntVar(&probes, "probes", 0, "how many cases are asked again to measure the environment's noise (default 32, none for criteria of version 1)")
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for an answer")
+	reportFlag(f, &reports)
 	c.MarkFlagRequired("suite")
 	c.MarkFlagRequired("env")
 	return c
@@ -167,8 +173,19 @@ func (g *globals) plan(ctx context.Context, repo *remote.Repository, dir string,
 	return plan, a.Descriptor.Digest, g.pushDocument(ctx, repo, a)
 }
 
-// printReport prints a report, and returns the status of its verdict.
-func (g *globals) printReport(replay string, r attest.Report) error {
+// printReport prints a report, writes it to files, whose endings say in which
+// form, and returns the status of its verdict.
+func (g *globals) printReport(replay string, r attest.Report, files []string) error {
+	for _, name := range files {
+		var b bytes.Buffer
+		err := conformance.WriteForm(&b, strings.TrimPrefix(filepath.Ext(name), "."), r)
+		if err == nil {
+			err = os.WriteFile(name, b.Bytes(), 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("writing the report to %s: %w", name, err)
+		}
+	}
 	err := g.print(struct {
 		Replay string        `json:"replay"`
 		Report attest.Report `json:"report"`
@@ -204,8 +221,13 @@ func (g *globals) replayed(ctx context.Context, ref string) (*remote.Repository,
 	return repo, desc, r, kept, err
 }
 
+func reportFlag(f *pflag.FlagSet, files *[]string) {
+	f.StringArrayVar(files, "report", nil, "write the report to this file too: .html, .json, .txt, or .xml for JUnit")
+}
+
 func newJudgeCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var reports []string
+	c := &cobra.Command{
 		Use:   "judge REPLAY",
 		Short: "Make the verdict of a replay again",
 		Long: `Make the verdict of a replay again, from what was observed. Nothing is asked of
@@ -230,9 +252,11 @@ The exit status is 0 for CERTIFIED, 3 for REJECTED and 4 for INCONCLUSIVE.`,
 			if string(again) != string(kept) {
 				return fmt.Errorf("the report that is stored with %s is not what judging it gives", args[0])
 			}
-			return g.printReport(repo.Reference.Repository+"@"+string(desc.Digest), report)
+			return g.printReport(repo.Reference.Repository+"@"+string(desc.Digest), report, reports)
 		},
 	}
+	reportFlag(c.Flags(), &reports)
+	return c
 }
 
 func newCertifyCommand(g *globals) *cobra.Command {

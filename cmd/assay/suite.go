@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,6 +38,8 @@ type suiteOptions struct {
 	thresholdIndex               int
 	output                       string
 	absolute, relative, noise    float64
+	ratio                        float64
+	limits                       []string
 }
 
 func newSuiteRecordCommand(g *globals) *cobra.Command {
@@ -74,6 +78,8 @@ The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
 	f.Float64Var(&o.absolute, "absolute", 1e-5, "absolute tolerance of numbers")
 	f.Float64Var(&o.relative, "relative", 1.3e-6, "relative tolerance of numbers (default: PyTorch's for FP32)")
 	f.Float64Var(&o.noise, "noise-factor", 8, "the tolerance is at least this many times the reference's noise floor")
+	f.Float64Var(&o.ratio, "noise-ratio", 4, "how many times the reference's noise floor the environment's own may be")
+	f.StringArrayVar(&o.limits, "limit", nil, "a further margin, MEASURE:OUTPUT=MARGIN or slow-answers=MILLISECONDS; the measures are "+strings.Join(attest.Measures, ", "))
 	for _, name := range []string{"cases", "model", "url", "name", "labels", "classification"} {
 		c.MarkFlagRequired(name)
 	}
@@ -111,9 +117,16 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 		decision = attest.Decision{Kind: attest.DecideThreshold, Labels: o.labels, Index: o.thresholdIndex, Threshold: o.threshold}
 	}
 	criteria := attest.Criteria{
-		Version: 1,
+		Version: 2, Noise: &attest.NoiseCriteria{Ratio: o.ratio},
 		Outputs: []attest.OutputCriteria{{Output: o.output, Absolute: o.absolute, Relative: o.relative, NoiseFactor: o.noise, Decision: decision}},
 		Plan:    attest.BinomialPlan{Margin: o.margin, Alpha: o.alpha, Beta: o.beta, N: n, Allowed: o.allowed},
+	}
+	for _, text := range o.limits {
+		l, err := parseLimit(text)
+		if err != nil {
+			return err
+		}
+		criteria.Limits = append(criteria.Limits, l)
 	}
 	if err := criteria.Validate(); err != nil {
 		return usagef("%w", err)
@@ -147,6 +160,19 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 	return printSuite(g, suite, string(a.Descriptor.Digest))
 }
 
+// parseLimit reads MEASURE:OUTPUT=MARGIN.
+func parseLimit(text string) (l attest.Limit, err error) {
+	what, margin, ok := strings.Cut(text, "=")
+	if ok {
+		l.Margin, err = strconv.ParseFloat(margin, 64)
+	}
+	if !ok || err != nil {
+		return l, usagef("--limit %q is not MEASURE:OUTPUT=MARGIN", text)
+	}
+	l.Measure, l.Output, _ = strings.Cut(what, ":")
+	return l, nil
+}
+
 func printSuite(g *globals, s *conformance.Suite, digest string) error {
 	return g.print(struct {
 		Digest   string          `json:"digest"`
@@ -159,6 +185,9 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 			s.Document.Claim, s.Document.Border, s.Document.DataClassification, s.Document.Reference.ServedModel, s.Document.Reference.ServedVersion, s.Document.Reference.Platform)
 		fmt.Fprintf(w, "  certifies when at most %d of %d decisions flip: excludes a rate of %s with %s confidence\n", p.Allowed, p.N, stats.Format(p.Margin), stats.Format(1-p.Alpha))
 		fmt.Fprintf(w, "  a rate of %s or more is refused with probability %s\n", stats.Format(stats.Detectable(p.N, p.Allowed, p.Beta)), stats.Format(1-p.Beta))
+		for _, l := range s.Criteria.Limits {
+			fmt.Fprintf(w, "  and when %s %s is shown to be within %s\n", l.Measure, l.Output, stats.Format(l.Margin))
+		}
 		for _, o := range s.Document.Outputs {
 			raw, _ := json.Marshal(s.Document.Reference.Noise[o.Name])
 			fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: asked again, inputs moved by one ulp, in batches)\n", o.Name, raw, s.Document.Reference.Measured)
