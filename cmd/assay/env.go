@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"oras.land/oras-go/v2/errdef"
 
 	"github.com/assay-dev/assay/conformance"
@@ -35,18 +37,61 @@ func newEnvCommand(g *globals) *cobra.Command {
 	return c
 }
 
+// localFlags say which machine is looked at, and how closely.
+type localFlags struct {
+	local bool
+	pid   int
+	cloud string
+}
+
+func (l *localFlags) register(f *pflag.FlagSet, local string) {
+	f.BoolVar(&l.local, "local", false, local)
+	f.IntVar(&l.pid, "pid", 0, "the process that serves the model: its libraries, settings and limits are what counts (implies --local)")
+	f.StringVar(&l.cloud, "instance-metadata", "", "ask this cloud's instance metadata service for the region: "+strings.Join(fingerprint.Clouds, ", ")+" (implies --local)")
+}
+
+// wanted reports whether this machine is to be looked at.
+func (l *localFlags) wanted() bool { return l.local || l.pid != 0 || l.cloud != "" }
+
+func (l *localFlags) collect(ctx context.Context) (fingerprint.Fields, error) {
+	if l.pid < 0 {
+		return nil, usagef("--pid %d is no process", l.pid)
+	}
+	m := fingerprint.This(l.pid)
+	if l.pid != 0 {
+		if _, err := fs.Stat(m.Root, fmt.Sprintf("proc/%d", l.pid)); err != nil {
+			return nil, remedy(fmt.Errorf("process %d: it is not running here", l.pid), "name the process that serves the model with --pid, or leave it out")
+		}
+	}
+	if l.cloud != "" {
+		ask, err := fingerprint.InstanceMetadata(nil, l.cloud)
+		if err != nil {
+			return nil, usagef("--instance-metadata: %w", err)
+		}
+		m.Metadata = ask
+	}
+	return fingerprint.Collect(ctx, m), nil
+}
+
 func newEnvRegisterCommand(g *globals) *cobra.Command {
 	var flags targetFlags
 	var labels map[string]string
-	var local bool
+	var local localFlags
 	c := &cobra.Command{
 		Use:   "register NAME",
 		Short: "Describe an environment as it is now",
 		Long: `Describe an environment as it is now: where it is reached, what it declares about
-itself and, with --local, what can be seen of this machine. If nothing changed
-since the last time, its document stays the one it was, and so do certificates.`,
-		Example: "  assay env register prod-eu --url http://10.1.2.3:8000 --model credit --version 1.4.0 --label region=eu-central-1",
-		Args:    cobra.ExactArgs(1),
+itself and, with --local, what can be seen of this machine: processors, memory,
+kernel, numeric libraries, thread and precision settings, GPUs and their
+drivers, the container's image, region, time zone and locale. Each field says
+whether it was observed or declared, or why it could not be had. Nothing is
+asked over the network for it unless --instance-metadata says so.
+
+If nothing changed since the last time, its document stays the one it was, and
+so do certificates.`,
+		Example: `  assay env register prod-eu --url http://10.1.2.3:8000 --model credit --version 1.4.0 --label region=eu-central-1
+  assay env register edge-7 --url http://127.0.0.1:8000 --model credit --pid $(pidof tritonserver)`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t, err := flags.target()
 			if err != nil {
@@ -61,8 +106,12 @@ since the last time, its document stays the one it was, and so do certificates.`
 				return remedy(fmt.Errorf("environment %s: %w", args[0], err), "start it, or correct --url, --model and --version")
 			}
 			e := attest.Environment{Name: args[0], Target: t, Labels: labels, Fingerprint: fingerprint.Declared(d), RecordedAt: time.Now().UTC().Truncate(time.Second)}
-			if local {
-				maps.Copy(e.Fingerprint, fingerprint.Local())
+			if local.wanted() {
+				fields, err := local.collect(cmd.Context())
+				if err != nil {
+					return err
+				}
+				maps.Copy(e.Fingerprint, fields)
 			}
 			repo, _, err := g.repository(attest.EnvironmentRepository(args[0]) + ":" + environmentTag)
 			if err != nil {
@@ -74,7 +123,7 @@ since the last time, its document stays the one it was, and so do certificates.`
 			case err == nil && len(attest.Diff(old, e)) == 0:
 				return g.printEnvironment(old, desc, "unchanged")
 			case err == nil:
-				state = fmt.Sprintf("changed (%d fields; 'assay env diff %s' says which)", len(attest.Diff(old, e)), args[0])
+				state = fmt.Sprintf("changed (%d fields; 'assay env diff %s' says which, and what that voids)", len(attest.Diff(old, e)), args[0])
 			case !errors.Is(err, errdef.ErrNotFound):
 				return err
 			}
@@ -92,7 +141,7 @@ since the last time, its document stays the one it was, and so do certificates.`
 	f := c.Flags()
 	flags.register(f, "model")
 	f.StringToStringVar(&labels, "label", nil, "labels, KEY=VALUE")
-	f.BoolVar(&local, "local", false, "the model is served on this machine: add what can be seen of it")
+	local.register(f, "the model is served on this machine: add what can be seen of it")
 	c.MarkFlagRequired("url")
 	c.MarkFlagRequired("model")
 	return c
@@ -127,13 +176,21 @@ func (g *globals) printEnvironment(e attest.Environment, desc ocispec.Descriptor
 		}
 		for _, k := range slices.Sorted(maps.Keys(e.Fingerprint)) {
 			f := e.Fingerprint[k]
-			value := f.Value
-			if len(value) > 60 {
-				value = value[:60] + "…"
+			if f.Assurance == attest.Unavailable {
+				fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-11s %s: %s", f.Assurance, k, f.Reason), ": "))
+				continue
 			}
-			fmt.Fprintf(w, "  %-11s %s = %s\n", f.Assurance, k, value)
+			fmt.Fprintf(w, "  %-11s %s = %s\n", f.Assurance, k, clip(f.Value, 60))
 		}
 	})
+}
+
+// clip shortens a text for people; the whole of it is in -o json.
+func clip(s string, n int) string {
+	if r := []rune(s); len(r) > n {
+		return string(r[:n]) + "…"
+	}
+	return s
 }
 
 func newEnvShowCommand(g *globals) *cobra.Command {
@@ -149,56 +206,6 @@ func newEnvShowCommand(g *globals) *cobra.Command {
 				return err
 			}
 			return g.printEnvironment(e, desc, "current")
-		},
-	}
-}
-
-func newEnvDiffCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
-		Use:   "diff NAME [TAG [TAG]]",
-		Short: "Show what changed in an environment, and what that voids",
-		Long: `Show what changed between two documents of an environment: by default between
-the last but one and the current one. A hard change voids certificates.`,
-		Example: "  assay env diff prod-eu",
-		Args:    cobra.RangeArgs(1, 3),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			repo, _, err := g.repository(attest.EnvironmentRepository(args[0]))
-			if err != nil {
-				return err
-			}
-			tags := args[1:]
-			if len(tags) < 2 {
-				var all []string
-				if err := repo.Tags(cmd.Context(), "", func(page []string) error { all = append(all, page...); return nil }); err != nil {
-					return g.explain(err, "environment "+args[0])
-				}
-				all = slices.DeleteFunc(all, func(t string) bool { return t == environmentTag })
-				if len(all) < 2 && len(tags) == 0 {
-					return remedy(fmt.Errorf("%s has one document only", args[0]), "register it again after a change")
-				}
-				if len(tags) == 0 {
-					tags = []string{all[len(all)-2]}
-				}
-				tags = append(tags, environmentTag)
-			}
-			var docs [2]attest.Environment
-			for i, t := range tags[:2] {
-				desc, err := repo.Resolve(cmd.Context(), t)
-				if err != nil {
-					return g.explain(err, args[0]+" as "+t)
-				}
-				if docs[i], err = conformance.ReadEnvironment(cmd.Context(), g.fetcher(repo), desc); err != nil {
-					return err
-				}
-			}
-			changes := attest.Diff(docs[0], docs[1])
-			return g.print(changes, func(w io.Writer) {
-				rows := [][]string{{"FIELD", "WAS", "IS", "TRIGGER"}}
-				for _, c := range changes {
-					rows = append(rows, []string{c.Field, c.Old, c.New, string(c.Trigger)})
-				}
-				table(w, rows)
-			})
 		},
 	}
 }

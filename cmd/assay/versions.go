@@ -25,19 +25,11 @@ func newVersionsCommand(g *globals) *cobra.Command {
 			if len(args) == 0 {
 				return listRepositories(cmd, g)
 			}
-			all := &pb.ListVersionsResponse{}
-			q := url.Values{"repository": {args[0]}}
-			for {
-				var page pb.ListVersionsResponse
-				if err := g.api(cmd.Context(), "GET", "versions", q, nil, &page); err != nil {
-					return remedy(err, "'assay versions' lists the repositories")
-				}
-				all.Versions = append(all.Versions, page.Versions...)
-				if page.NextPageToken == "" {
-					break
-				}
-				q.Set("page_token", page.NextPageToken)
+			list, err := g.versions(cmd.Context(), args[0])
+			if err != nil {
+				return remedy(err, "'assay versions' lists the repositories")
 			}
+			all := &pb.ListVersionsResponse{Versions: list}
 			return g.printProto(all, func(w io.Writer) {
 				rows := [][]string{{"VERSION", "TAGS", "DIGEST", "BORN", "LEAF"}}
 				for _, v := range all.Versions {
@@ -87,8 +79,8 @@ func newShowCommand(g *globals) *cobra.Command {
 			if err := g.api(cmd.Context(), "GET", "version", q, nil, &version); err != nil {
 				return err
 			}
-			var facts pb.ListFactsResponse
-			if err := g.api(cmd.Context(), "GET", "facts", q, nil, &facts); err != nil {
+			facts, err := g.facts(cmd.Context(), repo.Reference.Repository, string(desc.Digest))
+			if err != nil {
 				return err
 			}
 			v := version.Version
@@ -98,14 +90,14 @@ func newShowCommand(g *globals) *cobra.Command {
 				for _, f := range v.Files {
 					fmt.Fprintf(w, "  file   %s  %s  %s\n", f.Name, byteSize(f.Size), short(f.Digest))
 				}
-				for _, f := range facts.Facts {
+				for _, f := range facts {
 					by := f.Outcome
 					if f.Identity != "" {
 						by += ", by " + f.Identity
 					}
 					fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-12s %s, log leaf %d  %s", predicateName(f.PredicateType), by, f.LogIndex, cmp.Or(f.Message, aboutWhat(f))), " "))
 				}
-				if len(facts.Facts) == 0 {
+				if len(facts) == 0 {
 					fmt.Fprintln(w, "  nothing is signed about it: assay sign")
 				}
 			})

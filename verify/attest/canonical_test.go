@@ -66,7 +66,7 @@ func TestDiff(t *testing.T) {
 	}
 	changed := base
 	changed.Labels = map[string]string{"region": "us-east-1"}
-	changed.Fingerprint = map[string]FingerprintField{"kernel": {"6.2.0", Observed}, "cpu.flags": {"avx2", Observed}, "gpu": {"", Unavailable}}
+	changed.Fingerprint = map[string]FingerprintField{"kernel": {"6.2.0", Observed, ""}, "cpu.flags": {"avx2", Observed, ""}, "gpu": {"", Unavailable, ""}}
 	got := map[string]Trigger{}
 	for _, c := range Diff(base, changed) {
 		got[c.Field] = c.Trigger

@@ -62,6 +62,10 @@ const (
 type FingerprintField struct {
 	Value     string    `json:"value"`
 	Assurance Assurance `json:"assurance"`
+
+	// Reason says why the field is unavailable. It is for people: two
+	// documents that differ in it alone are the same environment.
+	Reason string `json:"reason,omitempty"`
 }
 
 // Validate says what is missing or contradictory, or nil.
@@ -86,6 +90,9 @@ func (e Environment) Validate() error {
 		}
 		switch f.Assurance {
 		case Attested, Observed, Declared:
+			if f.Reason != "" {
+				return fmt.Errorf("fingerprint field %q is %s and has a reason for being %s", k, f.Assurance, Unavailable)
+			}
 			if f.Value == "" {
 				return fmt.Errorf("fingerprint field %q is %s but empty; mark it %s", k, f.Assurance, Unavailable)
 			}
@@ -119,7 +126,11 @@ type Change struct {
 
 // softFields are those whose change does not void a certificate; every other
 // does, so that a field nobody thought of fails closed.
-var softFields = []string{"label.region", "label.owner", "kernel", "host.name", "host.timezone", "driver.patch", "target.url"}
+var softFields = []string{
+	"label.region", "label.owner", "region", "region.zone", "kernel", "host.name", "host.timezone", "driver.patch", "target.url",
+	// What a kernel keeps for itself is not counted: another kernel, another number.
+	"memory.bytes",
+}
 
 // Diff lists what changed from a to b, sorted by field. The time of recording
 // is not part of what an environment is.

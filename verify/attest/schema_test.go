@@ -81,7 +81,7 @@ var documents = map[string]struct {
 	}},
 	"environment": {Environment{
 		Name: "prod-eu", Target: Target{Protocol: "oip-v2-rest", URL: "http://10.0.0.1:8000", Model: "credit", Version: "1.4.0"}, Labels: map[string]string{"region": "eu-central-1"},
-		Fingerprint: map[string]FingerprintField{"kernel": {"6.1.0", Observed}, "gpu": {"", Unavailable}}, RecordedAt: at,
+		Fingerprint: map[string]FingerprintField{"kernel": {"6.1.0", Observed, ""}, "gpu": {"", Unavailable, ""}}, RecordedAt: at,
 	}, readDocument[Environment]()},
 	"suite": {Suite{
 		Name: "credit/suite:1", Model: some("model"), Protocol: "oip-v2-rest", Inputs: []TensorSpec{{"features", "FP32", []int64{-1, 8}}}, Outputs: []TensorSpec{{"probabilities", "FP32", []int64{-1, 2}}},

@@ -277,14 +277,15 @@ func TestFingerprintNames(t *testing.T) {
 	}
 	for _, k := range []string{"", "name", "target.model", "target.url", "label.region"} {
 		e := good
-		e.Fingerprint = map[string]FingerprintField{k: {"x", Declared}}
+		e.Fingerprint = map[string]FingerprintField{k: {"x", Declared, ""}}
 		if err := e.Validate(); err == nil {
 			t.Errorf("a fingerprint field is called %q", k)
 		}
 	}
 	for name, f := range map[string]FingerprintField{
-		"observed, empty": {"", Observed}, "declared, empty": {"", Declared}, "attested, empty": {"", Attested},
-		"not to be had, and there": {"x", Unavailable}, "known in no way": {"x", ""}, "known in a new way": {"x", "guessed"},
+		"observed, empty": {"", Observed, ""}, "declared, empty": {"", Declared, ""}, "attested, empty": {"", Attested, ""},
+		"not to be had, and there": {"x", Unavailable, ""}, "known in no way": {"x", "", ""}, "known in a new way": {"x", "guessed", ""},
+		"known, and with a reason why not": {"x", Observed, "no tool"},
 	} {
 		e := good
 		e.Fingerprint = map[string]FingerprintField{"cpu": f}
@@ -309,9 +310,9 @@ func TestDiffSeesEverything(t *testing.T) {
 		"target.version":  {func(e *Environment) { e.Target.Version = "" }, Hard},
 		"label.region":    {func(e *Environment) { e.Labels = nil }, Soft},
 		"label.residency": {func(e *Environment) { e.Labels["residency"] = "EU" }, Hard},
-		"kernel":          {func(e *Environment) { e.Fingerprint["kernel"] = FingerprintField{"6.1.1", Observed} }, Soft},
+		"kernel":          {func(e *Environment) { e.Fingerprint["kernel"] = FingerprintField{"6.1.1", Observed, ""} }, Soft},
 		"gpu":             {func(e *Environment) { delete(e.Fingerprint, "gpu") }, Hard},
-		"cpu.flags":       {func(e *Environment) { e.Fingerprint["cpu.flags"] = FingerprintField{"avx512", Observed} }, Hard},
+		"cpu.flags":       {func(e *Environment) { e.Fingerprint["cpu.flags"] = FingerprintField{"avx512", Observed, ""} }, Hard},
 	} {
 		changed := base
 		changed.Labels, changed.Fingerprint = maps.Clone(base.Labels), maps.Clone(base.Fingerprint)
@@ -328,7 +329,7 @@ func TestDiffSeesEverything(t *testing.T) {
 	// How a thing is known is part of what is known.
 	less := base
 	less.Fingerprint = maps.Clone(base.Fingerprint)
-	less.Fingerprint["kernel"] = FingerprintField{"6.1.0", Declared}
+	less.Fingerprint["kernel"] = FingerprintField{"6.1.0", Declared, ""}
 	if c := Diff(base, less); len(c) != 1 {
 		t.Errorf("observed has become declared: %+v", c)
 	}
