@@ -152,11 +152,6 @@ func parsePublic(raw []byte) (*ecdsa.PublicKey, error) {
 	return k, nil
 }
 
-func verifyECDSA(k *ecdsa.PublicKey, message, sig []byte) bool {
-	sum := sha256.Sum256(message)
-	return ecdsa.VerifyASN1(k, sum[:], sig)
-}
-
 func (k *Key) sign(message []byte) (digest, sig []byte, err error) {
 	sum := sha256.Sum256(message)
 	sig, err = ecdsa.SignASN1(rand.Reader, k.private, sum[:])

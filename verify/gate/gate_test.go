@@ -520,6 +520,16 @@ func TestLessEvidenceNeverAllows(t *testing.T) {
 	}
 }
 
+func FuzzParsePolicy(f *testing.F) {
+	f.Add([]byte("version: 1\nrequireRelease: true\nrequireLineage: true\nrequireCertificate: true\nrequireApprovals: 2\nrequireStatus: true\n"))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		p, err := ParsePolicy(raw)
+		if err == nil && (p.Digest().Validate() != nil || p.RequireApprovals < 0) {
+			t.Errorf("%+v", p)
+		}
+	})
+}
+
 func TestArrows(t *testing.T) {
 	for pkg, allowed := range map[string][]string{
 		".":         {"github.com/assay-dev/assay/verify", "github.com/assay-dev/assay/verify/attest"},
