@@ -96,6 +96,25 @@ type collector struct {
 	ctx   context.Context
 	actor access.Actor
 	now   time.Time
+
+	rows   int       // looked at, for breathe
+	worked time.Time // since when, without a pause
+}
+
+// restEvery is after how many rows a collection pauses, for as long as it took
+// to look at them: it has all the time there is, and those who push have not.
+const restEvery = 500
+
+// breathe is called for each row.
+func (c *collector) breathe() {
+	if c.rows++; c.rows%restEvery != 0 {
+		return
+	}
+	now := time.Now()
+	if !c.worked.IsZero() {
+		time.Sleep(min(now.Sub(c.worked), 50*time.Millisecond))
+	}
+	c.worked = time.Now()
 }
 
 // expireUploads drops sessions that have rested too long, in memory or not.
@@ -214,6 +233,7 @@ func (c *collector) unused(from []byte) (found []CollectedBlob, next []byte, err
 			if scanErr != nil {
 				return scanErr
 			}
+			c.breathe()
 			p := parts(row.Key)
 			if n++; n > collectRows {
 				next = slices.Clone(row.Key)
@@ -221,6 +241,7 @@ func (c *collector) unused(from []byte) (found []CollectedBlob, next []byte, err
 			}
 			d, repo := p[0], p[1]
 			for err == nil && more && (user[0] < d || user[0] == d && user[1] < repo) {
+				c.breathe()
 				user, more, err = advance(nextUser)
 			}
 			if err != nil {
@@ -452,6 +473,7 @@ func (c *collector) scanSome(rg store.Range, fn func(store.Row) error) (next []b
 			if err := fn(row); err != nil {
 				return err
 			}
+			c.breathe()
 		}
 		return nil
 	})

@@ -63,6 +63,7 @@ var groups = []struct {
 	run  func(*bench) error
 }{
 	{"push", pushRows},
+	{"push-large", largePushRows},
 	{"parallel", parallelPushRow},
 	{"pull", pullRows},
 	{"small", smallRows},

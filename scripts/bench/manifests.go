@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,8 +36,7 @@ func (b *bench) seed(name string, n, referrers int) (data string, err error) {
 	if _, err := os.Stat(data); err == nil {
 		return data, nil
 	}
-	making := data + ".making"
-	os.RemoveAll(making)
+	making := data + ".making" // goes on where it was interrupted
 	if err := os.MkdirAll(making, 0o755); err != nil {
 		return "", err
 	}
@@ -88,6 +88,11 @@ func seedInto(ctx context.Context, dir string, n, referrers int) (err error) {
 	}
 	const writers = 512 // share commits
 	var next atomic.Int64
+	made := filepath.Join(dir, "made")
+	if raw, err := os.ReadFile(made); err == nil {
+		n, _ := strconv.ParseInt(string(raw), 10, 64)
+		next.Store(max(0, n-writers)) // putting the same again changes nothing
+	}
 	errs := make([]error, writers)
 	var wg sync.WaitGroup
 	for w := range writers {
@@ -111,7 +116,7 @@ func seedInto(ctx context.Context, dir string, n, referrers int) (err error) {
 		})
 	}
 	wg.Wait()
-	return errors.Join(append(errs, ctx.Err())...)
+	return errors.Join(append(errs, ctx.Err(), os.WriteFile(made, []byte(strconv.FormatInt(min(next.Load(), int64(n)), 10)), 0o644))...)
 }
 
 func tagOf(i int) string { return fmt.Sprintf("tag-%07d", i) }
