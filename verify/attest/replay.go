@@ -9,17 +9,17 @@ import (
 // A Plan is written down, pushed and so logged before the first request of a
 // replay: what will be asked of whom, and how the answers will be judged.
 type Plan struct {
-	Model           Resource  `json:"model"`
-	Suite           Resource  `json:"suite"`
-	Criteria        Resource  `json:"criteria"`
-	EnvironmentName string    `json:"environmentName"`
-	Environment     Resource  `json:"environment"` // the document, by digest
-	Target          Target    `json:"target"`
-	Cases           int       `json:"cases"`
-	Order           string    `json:"order"` // digest of the list of case ids in the order they are sent
-	Concurrency     int       `json:"concurrency"`
-	TimeoutMillis   int       `json:"timeoutMillis"`
-	Retries         int       `json:"retries"`
+	Model           Resource `json:"model"`
+	Suite           Resource `json:"suite"`
+	Criteria        Resource `json:"criteria"`
+	EnvironmentName string   `json:"environmentName"`
+	Environment     Resource `json:"environment"` // the document, by digest
+	Target          Target   `json:"target"`
+	Cases           int      `json:"cases"`
+	Order           string   `json:"order"` // digest of the list of case ids in the order they are sent
+	Concurrency     int      `json:"concurrency"`
+	TimeoutMillis   int      `json:"timeoutMillis"`
+	Retries         int      `json:"retries"`
 
 	// Probes is how many claim cases, the first by id, are asked again in benign
 	// ways to measure the candidate's noise floor.
@@ -30,7 +30,11 @@ type Plan struct {
 	// were answered, and delays count from there.
 	RatePerSecond float64 `json:"ratePerSecond,omitempty"`
 
-	PlannedAt       time.Time `json:"plannedAt"`
+	// NoiseTraffic is how many other questions are kept in flight while the cases
+	// are asked. Their answers are counted, and thrown away.
+	NoiseTraffic int `json:"noiseTraffic,omitempty"`
+
+	PlannedAt time.Time `json:"plannedAt"`
 
 	// Deadline is when a plan without a replay counts as inconclusive.
 	Deadline time.Time `json:"deadline"`
@@ -52,6 +56,8 @@ func (p Plan) Validate() error {
 		return errors.New("plan: it has no cases")
 	case p.Concurrency <= 0 || p.TimeoutMillis <= 0 || p.Retries < 0:
 		return errors.New("plan: concurrency and timeoutMillis must be positive, retries not negative")
+	case p.NoiseTraffic < 0 || p.NoiseTraffic > 10_000:
+		return errors.New("plan: noiseTraffic must be between 0 and 10000")
 	case p.Probes < 0 || p.Probes > p.Cases || !(p.RatePerSecond >= 0) || p.RatePerSecond > 1e6:
 		return errors.New("plan: probes must be at most cases, and ratePerSecond between 0 and 1000000")
 	case p.PlannedAt.IsZero() || p.Deadline.IsZero():
@@ -63,8 +69,8 @@ func (p Plan) Validate() error {
 // An Observation is one attempt at one case: a line of observations.jsonl.
 // It holds what was seen on the wire, and nothing that was concluded from it.
 type Observation struct {
-	Case       string    `json:"case"`
-	Attempt    int       `json:"attempt"` // from 1
+	Case    string `json:"case"`
+	Attempt int    `json:"attempt"` // from 1
 
 	// Probe says that the case is asked again in a benign way, and in which; what
 	// comes of it measures noise, and is never an answer to the case.
@@ -94,9 +100,14 @@ const (
 
 // An ObservationError is a failure to get an answer.
 type ObservationError struct {
-	Class   string `json:"class"` // "timeout", "connection", "truncated", "too-large"
+	Class   string `json:"class"` // "timeout", "connection", "truncated", "too-large", or [Interrupted]
 	Message string `json:"message"`
 }
+
+// Interrupted is the class of an attempt during which the runner itself was
+// stopped: the question was, or was about to be, sent, and what came of it is not
+// known. It is not sent again as the same attempt.
+const Interrupted = "interrupted"
 
 // Validate says why the record of the attempt does not hold together, or nil.
 func (o Observation) Validate() error {
@@ -131,6 +142,12 @@ type Replay struct {
 	StartedAt    time.Time `json:"startedAt"`
 	FinishedAt   time.Time `json:"finishedAt"`
 	Observations int       `json:"observations"`
+
+	// NoiseAnswers and NoiseFailures count what came of the noise traffic, and
+	// Interrupted the attempts during which the runner was stopped.
+	NoiseAnswers  int `json:"noiseAnswers,omitempty"`
+	NoiseFailures int `json:"noiseFailures,omitempty"`
+	Interrupted   int `json:"interrupted,omitempty"`
 
 	// Preflight is what was found before the first case; nothing in it is
 	// judged as a case.
@@ -259,6 +276,10 @@ type Counts struct {
 	Damaged  int `json:"damaged"`  // whose record does not hold together
 	Retried  int `json:"retried"`  // with more than one attempt
 	Elements int `json:"elements"` // numbers that were compared
+
+	// Interrupted are cases whose first attempt the runner did not live to see the
+	// end of: the next one is judged (version 2).
+	Interrupted int `json:"interrupted,omitempty"`
 }
 
 // A FlipCount is how many decisions went from one to another.
