@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -161,10 +160,39 @@ func ReadSuite(ctx context.Context, fetch Fetch, desc ocispec.Descriptor) (*Suit
 	if s.Cases, err = unmarshalLines[attest.Case](files[fileCases]); err != nil {
 		return nil, fmt.Errorf("%s: %w", fileCases, err)
 	}
+	s.shareSlices()
 	if s.Tensors, err = readTensors(files[fileTensors], path.Base); err != nil {
 		return nil, err
 	}
+	// fetch checked the digests, so a suite as it was read need not be rendered
+	// again to know its own.
+	s.digest, s.criteria = desc.Digest, digest.FromBytes(files[fileCriteria])
 	return s, s.validate()
+}
+
+// shareSlices lets cases of the same slices have one map of them: of a hundred
+// thousand cases, these maps would be a third of the memory.
+func (s *Suite) shareSlices() {
+	known := map[string]map[string]string{}
+	for i, c := range s.Cases {
+		key := fmt.Sprint(c.Slice) // in the order of its keys
+		if _, ok := known[key]; !ok {
+			known[key] = c.Slice
+		}
+		s.Cases[i].Slice = known[key]
+	}
+}
+
+// digests returns those of the suite's artifact and of its criteria.
+func (s *Suite) digests() (suite, criteria digest.Digest, err error) {
+	if s.digest != "" {
+		return s.digest, s.criteria, nil
+	}
+	a, err := s.Artifact()
+	if err != nil {
+		return "", "", err
+	}
+	return a.Descriptor.Digest, digest.FromBytes(a.file(fileCriteria)), nil
 }
 
 func marshalLines[T any](list []T) ([]byte, error) {
@@ -181,13 +209,16 @@ func marshalLines[T any](list []T) ([]byte, error) {
 }
 
 func unmarshalLines[T any](raw []byte) (list []T, err error) {
-	for n, line := range strings.Split(strings.TrimSuffix(string(raw), "\n"), "\n") {
-		if line == "" {
+	list = make([]T, 0, bytes.Count(raw, []byte{'\n'}))
+	for n := 1; len(raw) > 0; n++ {
+		line, rest, _ := bytes.Cut(raw, []byte{'\n'})
+		raw = rest
+		if len(line) == 0 {
 			continue
 		}
 		var x T
-		if err := attest.Unmarshal([]byte(line), &x); err != nil {
-			return nil, fmt.Errorf("line %d: %w", n+1, err)
+		if err := attest.Unmarshal(line, &x); err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
 		list = append(list, x)
 	}
@@ -294,6 +325,7 @@ func ReadReplayed(ctx context.Context, fetch Fetch, desc ocispec.Descriptor, res
 	if r.Observations, err = unmarshalLines[attest.Observation](files[fileObservations]); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", fileObservations, err)
 	}
+	delete(files, fileObservations) // half of the memory from here on
 	if err := attest.Unmarshal(files[fileEnvironment], &r.Environment); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", fileEnvironment, err)
 	}

@@ -193,7 +193,7 @@ func (j *judge) gates() error {
 }
 
 // timing takes up when an answer came.
-func (j *judge) timing(o attest.Observation) {
+func (j *judge) timing(o *attest.Observation) {
 	due := o.SentAt
 	if o.DueAt != nil {
 		due = *o.DueAt

@@ -64,8 +64,9 @@ func Judge(r *Replayed) (attest.Report, error) {
 		j.limits = append(j.limits, &limit{Limit: l})
 	}
 	j.fits()
-	observed := map[string][]attest.Observation{}
-	for _, o := range r.Observations {
+	observed := make(map[string][]*attest.Observation, len(r.Observations))
+	for i := range r.Observations {
+		o := &r.Observations[i]
 		key := o.Case
 		if o.Probe != "" {
 			key = probeKey(o.Probe, o.Case)
@@ -139,8 +140,7 @@ func (j *judge) fits() {
 	if r.Plan.Cases != len(r.Suite.Cases) || r.Plan.Order != r.Suite.order() {
 		j.fallsShort("the plan is for another suite")
 	}
-	if a, err := r.Suite.Artifact(); err != nil || r.Plan.Suite.Digest["sha256"] != a.Descriptor.Digest.Encoded() ||
-		r.Plan.Criteria.Digest["sha256"] != digest.FromBytes(a.file(fileCriteria)).Encoded() {
+	if suite, criteria, err := r.Suite.digests(); err != nil || !sameDigest(r.Plan.Suite, suite) || !sameDigest(r.Plan.Criteria, criteria) {
 		j.fallsShort("the plan names another suite or other criteria")
 	}
 	for what, same := range map[string]bool{
@@ -185,7 +185,7 @@ func equal(a, b attest.Resource) bool {
 }
 
 // cases looks at each case, in the suite's order.
-func (j *judge) cases(byCase map[string][]attest.Observation) {
+func (j *judge) cases(byCase map[string][]*attest.Observation) {
 	count := &j.report.Cases
 	for _, c := range j.r.Suite.Cases {
 		if c.Stratum == attest.StratumBorder {
@@ -195,7 +195,7 @@ func (j *judge) cases(byCase map[string][]attest.Observation) {
 		}
 		list := byCase[c.ID]
 		delete(byCase, c.ID)
-		slices.SortStableFunc(list, func(a, b attest.Observation) int { return cmp.Compare(a.Attempt, b.Attempt) })
+		slices.SortStableFunc(list, func(a, b *attest.Observation) int { return cmp.Compare(a.Attempt, b.Attempt) })
 		if len(list) == 0 {
 			count.Missing++
 			continue
@@ -203,13 +203,20 @@ func (j *judge) cases(byCase map[string][]attest.Observation) {
 		if len(list) > 1 {
 			count.Retried++
 		}
+		interrupted := 0
+		for j.second() && interrupted < len(list)-1 && list[interrupted].Error != nil && list[interrupted].Error.Class == attest.Interrupted {
+			interrupted++
+		}
+		if interrupted > 0 {
+			count.Interrupted++
+		}
 		request, err := requestDigest(j.r.Suite, j.protocol, c, j.r.Plan.Target)
 		if err := errors.Join(err, whole(request, list)); err != nil {
 			count.Damaged++
 			j.example(c.ID, "damaged record", err.Error())
 			continue
 		}
-		j.first(c, list[0])
+		j.first(c, list[interrupted])
 	}
 	for key := range byCase {
 		if kind, id, isProbe := strings.Cut(key, "/"); isProbe && j.planned[kind+"/"+id] {
@@ -223,7 +230,7 @@ func (j *judge) cases(byCase map[string][]attest.Observation) {
 }
 
 // whole checks that the attempts at a case hold together.
-func whole(request string, list []attest.Observation) error {
+func whole(request string, list []*attest.Observation) error {
 	for i, o := range list {
 		if err := o.Validate(); err != nil {
 			return err
@@ -239,7 +246,7 @@ func whole(request string, list []attest.Observation) error {
 }
 
 // first judges the first attempt at a case.
-func (j *judge) first(c attest.Case, o attest.Observation) {
+func (j *judge) first(c attest.Case, o *attest.Observation) {
 	q, _, golden := j.r.Suite.question(c, j.r.Plan.Target)
 	if o.Error == nil && o.Status < 400 {
 		j.timing(o)
@@ -428,6 +435,11 @@ func (j *judge) conclude() error {
 	}
 	if n := c.Missing + c.Failed; n > 0 {
 		j.fallsShort("%d of %d cases got no answer at the first attempt%s", n, c.Claim+c.Border, inBrackets(classes(r.Errors)))
+	}
+	// We stopped, and not the environment. But whoever stops the runner often
+	// enough chooses which answers count.
+	if most := max(1, (c.Claim+c.Border)/20); c.Interrupted > most {
+		j.fallsShort("the runner was stopped during %d cases; with more than %d the answers are not the first ones", c.Interrupted, most)
 	}
 	if c.Compared == 0 {
 		j.fallsShort("nothing was compared")

@@ -145,7 +145,7 @@ func nudged(inputs []compare.Tensor) []compare.Tensor {
 // between its first answer to a case and its answers to the probes of it. A
 // probe that did not get an answer leaves the floor unmeasured, which is not a
 // floor of zero.
-func (j *judge) measureNoise(observed map[string][]attest.Observation) error {
+func (j *judge) measureNoise(observed map[string][]*attest.Observation) error {
 	r := j.r
 	list, err := r.Suite.probes(r.Plan, j.protocol)
 	if err != nil {
@@ -167,10 +167,7 @@ func (j *judge) measureNoise(observed map[string][]attest.Observation) error {
 			return a
 		}
 		q, _, _ := r.Suite.question(c, r.Plan.Target)
-		for _, o := range observed[c.ID] {
-			if o.Attempt != 1 || o.Error != nil {
-				continue
-			}
+		if o := answered(observed[c.ID]); o != nil && o.Error == nil {
 			if a, err := j.protocol.Decode(q, responseOf(o)); err == nil {
 				answers[c.ID] = a.Outputs
 			}
@@ -208,16 +205,29 @@ func (j *judge) measureNoise(observed map[string][]attest.Observation) error {
 // slash in it.
 func probeKey(kind, id string) string { return kind + "/" + id }
 
-// probe takes up what one probe showed.
-func (j *judge) probe(p probe, list []attest.Observation, baseline func(attest.Case) []compare.Tensor) error {
-	if len(list) != 1 {
-		return fmt.Errorf("it was observed %d times", len(list))
+// answered returns the first attempt of which the runner saw the end, or nil.
+func answered(list []*attest.Observation) *attest.Observation {
+	for n := 1; ; n++ {
+		i := slices.IndexFunc(list, func(o *attest.Observation) bool { return o.Attempt == n })
+		if i < 0 {
+			return nil
+		}
+		if o := list[i]; o.Error == nil || o.Error.Class != attest.Interrupted {
+			return o
+		}
 	}
-	o := list[0]
+}
+
+// probe takes up what one probe showed.
+func (j *judge) probe(p probe, list []*attest.Observation, baseline func(attest.Case) []compare.Tensor) error {
+	o := answered(list)
+	if o == nil || o.Attempt != len(list) {
+		return fmt.Errorf("its record does not hold together: %d attempts", len(list))
+	}
 	if err := o.Validate(); err != nil {
 		return err
 	}
-	if o.Attempt != 1 || o.Request != string(digest.FromBytes(p.request)) {
+	if o.Request != string(digest.FromBytes(p.request)) {
 		return fmt.Errorf("other bytes were sent than were planned")
 	}
 	if o.Error != nil {

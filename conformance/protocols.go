@@ -95,7 +95,7 @@ func requestDigest(s *Suite, p target.Protocol, c attest.Case, t attest.Target) 
 }
 
 // responseOf is what was on the wire, out of the record.
-func responseOf(o attest.Observation) target.Response {
+func responseOf(o *attest.Observation) target.Response {
 	r := target.Response{Status: o.Status, Header: o.Header, Body: o.Response}
 	for _, a := range o.Arrivals {
 		r.Arrivals = append(r.Arrivals, target.Arrival{Bytes: a.Bytes, After: time.Duration(a.Micros) * time.Microsecond})

@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -34,6 +35,8 @@ type PlanOptions struct {
 	Concurrency       int           // 0 is 1
 	Timeout           time.Duration // of one request; 0 is 30 s
 	Retries           int           // further attempts, recorded and never judged
+	RatePerSecond     float64       // an open-loop schedule; 0 is to ask as fast as answers come
+	NoiseTraffic      int           // other questions kept in flight
 	Probes            int           // cases asked again to measure noise; 0 is 32 for criteria of version 2
 	Deadline          time.Duration // 0 is a day
 	Now               time.Time
@@ -60,6 +63,7 @@ func NewPlan(opt PlanOptions) (attest.Plan, error) {
 		EnvironmentName: opt.Environment.Name, Environment: attest.ResourceOf(attest.EnvironmentType, opt.EnvironmentDigest),
 		Target: opt.Environment.Target, Cases: len(opt.Suite.Cases), Order: opt.Suite.order(),
 		Concurrency: opt.Concurrency, TimeoutMillis: int(opt.Timeout.Milliseconds()), Retries: opt.Retries, Probes: opt.Probes,
+		RatePerSecond: opt.RatePerSecond, NoiseTraffic: opt.NoiseTraffic,
 		PlannedAt: opt.Now.UTC(), Deadline: opt.Now.Add(opt.Deadline).UTC(),
 	}
 	return p, p.Validate()
@@ -100,22 +104,38 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 		replay.StartedAt = j.list[0].SentAt
 	}
 	done := map[string]bool{}
+	attempts := map[string]int{}
 	for _, o := range j.list {
-		if o.Probe != "" {
-			done[probeKey(o.Probe, o.Case)] = true
-		} else {
-			done[o.Case] = true
-		}
+		key := observedKey(o)
+		attempts[key] = o.Attempt
+		// An attempt during which we were stopped is followed by another one.
+		done[key] = o.Error == nil || o.Error.Class != attest.Interrupted
 	}
 	if opt.Progress != nil && len(done) > 0 {
 		opt.Progress(len(done))
 	}
+	noise := startNoise(ctx, s, plan, tg)
+	defer noise.stop()
 	var group errgroup.Group
 	group.SetLimit(plan.Concurrency)
+	began, asked := time.Now(), 0
 	for _, c := range s.Cases {
 		if done[c.ID] {
 			continue
 		}
+		// Question i is due at i/rate, whatever became of those before it. If all
+		// connections are busy it is sent late, and its delay counts from when it
+		// was due: a client that waits hides a stall from the questions behind it.
+		var due *time.Time
+		if plan.RatePerSecond > 0 {
+			at := began.Add(time.Duration(float64(asked) / plan.RatePerSecond * float64(time.Second)))
+			due = &at
+			select {
+			case <-time.After(time.Until(at)):
+			case <-ctx.Done():
+			}
+		}
+		asked++
 		if ctx.Err() != nil {
 			break
 		}
@@ -123,14 +143,16 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 			if ctx.Err() != nil {
 				return nil
 			}
-			err := attempt(ctx, s, plan, tg, c, j)
+			err := attempt(ctx, s, plan, tg, c, j, attempts[c.ID], due)
 			if err == nil && opt.Progress != nil {
 				opt.Progress(1)
 			}
 			return err
 		})
 	}
-	if err := group.Wait(); err != nil {
+	err = group.Wait()
+	replay.NoiseAnswers, replay.NoiseFailures = noise.stop()
+	if err != nil {
 		return attest.Replay{}, nil, err
 	}
 	// The noise probes come after all cases, so that no case is asked of a
@@ -140,10 +162,11 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 		return attest.Replay{}, nil, err
 	}
 	for _, p := range probes {
-		if done[probeKey(p.kind, p.cases[0].ID)] || ctx.Err() != nil {
+		key := probeKey(p.kind, p.cases[0].ID)
+		if done[key] || ctx.Err() != nil {
 			continue
 		}
-		group.Go(func() error { return p.send(ctx, plan, tg, j) })
+		group.Go(func() error { return p.send(ctx, plan, tg, j, attempts[key]+1) })
 	}
 	if err := group.Wait(); err != nil {
 		return attest.Replay{}, nil, err
@@ -157,30 +180,45 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 	slices.SortStableFunc(j.list, func(a, b attest.Observation) int {
 		return cmp.Or(strings.Compare(a.Probe, b.Probe), strings.Compare(a.Case, b.Case), a.Attempt-b.Attempt)
 	})
+	for _, o := range j.list {
+		if o.Error != nil && o.Error.Class == attest.Interrupted {
+			replay.Interrupted++
+		}
+	}
 	replay.FinishedAt, replay.Observations = opt.Clock().UTC(), len(j.list)
 	return replay, j.list, nil
 }
 
 // attempt asks one question, and again as often as the plan allows while no
 // answer comes. The verdict looks at the first attempt only.
-func attempt(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target, c attest.Case, j *journal) error {
+// before is how many attempts there were before we were stopped.
+func attempt(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target, c attest.Case, j *journal, before int, due *time.Time) error {
 	q, _, _ := s.question(c, plan.Target)
 	request, err := tg.Encode(q)
 	if err != nil {
 		return fmt.Errorf("case %s: %w", c.ID, err)
 	}
-	for n := 1; n <= 1+plan.Retries; n++ {
-		one, cancel := context.WithTimeout(ctx, time.Duration(plan.TimeoutMillis)*time.Millisecond)
+	for n := before + 1; n <= before+1+plan.Retries; n++ {
+		if err := j.intend(attest.Observation{Case: c.ID, Attempt: n, Request: string(digest.FromBytes(request))}); err != nil {
+			return err
+		}
+		// Whoever stops us waits for the answers to what was sent: a question is
+		// not asked twice, and its answer is not thrown away.
+		one, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(plan.TimeoutMillis)*time.Millisecond)
 		x := tg.Send(one, request)
 		cancel()
-		if ctx.Err() != nil {
-			return nil // we stopped, not the environment
-		}
 		o := observation(c.ID, n, request, x)
+		if due != nil && n == before+1 {
+			at := due.Round(0).UTC()
+			if o.SentAt.Before(at) {
+				at = o.SentAt // timers and clocks are not of the same grain
+			}
+			o.DueAt = &at
+		}
 		if err := j.add(o); err != nil {
 			return err
 		}
-		if x.Failure == nil && x.Status < 500 && x.Status != 429 {
+		if x.Failure == nil && x.Status < 500 && x.Status != 429 || ctx.Err() != nil {
 			return nil
 		}
 	}
@@ -188,14 +226,14 @@ func attempt(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target, 
 }
 
 // send asks a probe once.
-func (p probe) send(ctx context.Context, plan attest.Plan, tg target.Target, j *journal) error {
-	one, cancel := context.WithTimeout(ctx, time.Duration(plan.TimeoutMillis)*time.Millisecond)
+func (p probe) send(ctx context.Context, plan attest.Plan, tg target.Target, j *journal, attempt int) error {
+	if err := j.intend(attest.Observation{Case: p.cases[0].ID, Attempt: attempt, Probe: p.kind, Request: string(digest.FromBytes(p.request))}); err != nil {
+		return err
+	}
+	one, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(plan.TimeoutMillis)*time.Millisecond)
 	defer cancel()
 	x := tg.Send(one, p.request)
-	if ctx.Err() != nil {
-		return nil
-	}
-	o := observation(p.cases[0].ID, 1, p.request, x)
+	o := observation(p.cases[0].ID, attempt, p.request, x)
 	o.Probe = p.kind
 	return j.add(o)
 }
@@ -277,10 +315,71 @@ func preflight(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target
 	return checks
 }
 
-// A journal is the file of observations while they are made.
+// observedKey is what an observation is of.
+func observedKey(o attest.Observation) string {
+	if o.Probe != "" {
+		return probeKey(o.Probe, o.Case)
+	}
+	return o.Case
+}
+
+// noise is traffic beside the cases.
+type noise struct {
+	cancel            context.CancelFunc
+	group             errgroup.Group
+	mu                sync.Mutex
+	answers, failures int // guarded by mu
+}
+
+// startNoise keeps as many other questions in flight as the plan says: those of
+// the suite, under other ids, in their order again and again.
+func startNoise(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target) *noise {
+	n := &noise{}
+	ctx, n.cancel = context.WithCancel(ctx)
+	for worker := range plan.NoiseTraffic {
+		n.group.Go(func() error {
+			for i := worker; ctx.Err() == nil; i += plan.NoiseTraffic {
+				q, _, _ := s.question(s.Cases[i%len(s.Cases)], plan.Target)
+				q.ID = "noise"
+				request, err := tg.Encode(q)
+				if err != nil {
+					return err
+				}
+				one, cancel := context.WithTimeout(ctx, time.Duration(plan.TimeoutMillis)*time.Millisecond)
+				x := tg.Send(one, request)
+				cancel()
+				if ctx.Err() != nil {
+					return nil
+				}
+				n.mu.Lock()
+				if x.Failure == nil && x.Status < 400 {
+					n.answers++
+				} else {
+					n.failures++
+				}
+				n.mu.Unlock()
+			}
+			return nil
+		})
+	}
+	return n
+}
+
+// stop ends the traffic, and returns what came of it.
+func (n *noise) stop() (answers, failures int) {
+	n.cancel()
+	n.group.Wait()
+	return n.answers, n.failures
+}
+
+// A journal is the file of observations while they are made, with the attempts
+// that were about to be made beside it. An attempt without an observation is one
+// during which we were stopped: whether the question was sent is not known, so
+// it is recorded as that and not sent again.
 type journal struct {
 	mu       sync.Mutex
-	f        *os.File             // guarded by mu, as all below
+	f        *os.File // guarded by mu, as all below
+	intents  *os.File
 	list     []attest.Observation // in the file
 	unsynced int
 }
@@ -324,7 +423,71 @@ func openJournal(path string) (*journal, error) {
 		f.Close()
 		return nil, err
 	}
+	if err := j.openIntents(path + ".intents"); err != nil {
+		f.Close()
+		return nil, err
+	}
 	return j, nil
+}
+
+// openIntents reads which attempts were about to be made, and records those that
+// have no observation as interrupted.
+func (j *journal) openIntents(path string) error {
+	raw, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if j.intents, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644); err != nil {
+		return err
+	}
+	if n := bytes.LastIndexByte(raw, '\n') + 1; n < len(raw) {
+		// The line that was being written when we were stopped: the question is
+		// sent after it, so it was not.
+		if err := j.intents.Truncate(int64(n)); err != nil {
+			return err
+		}
+		raw = raw[:n]
+	}
+	type made struct {
+		key     string
+		attempt int
+	}
+	seen := map[made]bool{}
+	for _, o := range j.list {
+		seen[made{observedKey(o), o.Attempt}] = true
+	}
+	for line := range bytes.Lines(raw) {
+		var o attest.Observation
+		if err := json.Unmarshal(line, &o); err != nil {
+			return fmt.Errorf("%s is damaged: %w; begin again in another folder", path, err)
+		}
+		if seen[made{observedKey(o), o.Attempt}] {
+			continue
+		}
+		o.Error = &attest.ObservationError{Class: attest.Interrupted, Message: "the runner was stopped while it waited for an answer"}
+		o.ReceivedAt = o.SentAt
+		if err := j.add(o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// intend writes down that an attempt is about to be made. It needs no sync: what
+// a SIGKILL leaves of a write is all of it, and after a power cut the attempts of
+// the last moment are asked again, which the record then does not show.
+func (j *journal) intend(o attest.Observation) error {
+	o.SentAt = time.Now().UTC()
+	raw, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if _, err := j.intents.Write(append(raw, '\n')); err != nil {
+		return fmt.Errorf("recording an attempt: %w", err)
+	}
+	return nil
 }
 
 func (j *journal) add(o attest.Observation) error {
@@ -351,4 +514,9 @@ func (j *journal) sync() error {
 	return j.f.Sync()
 }
 
-func (j *journal) close() { j.f.Close() }
+func (j *journal) close() {
+	j.f.Close()
+	if j.intents != nil {
+		j.intents.Close()
+	}
+}

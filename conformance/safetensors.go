@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/verify/attest"
@@ -22,6 +23,15 @@ var safetensorTypes = map[string]string{
 	"BOOL": "BOOL", "UINT8": "U8", "INT8": "I8", "UINT16": "U16", "INT16": "I16", "UINT32": "U32", "INT32": "I32", "UINT64": "U64", "INT64": "I64",
 	"FP16": "F16", "BF16": "BF16", "FP32": "F32", "FP64": "F64",
 }
+
+// oipTypes is the reverse.
+var oipTypes = func() map[string]string {
+	m := map[string]string{}
+	for oip, st := range safetensorTypes {
+		m[st] = oip
+	}
+	return m
+}()
 
 type safetensor struct {
 	Dtype   string   `json:"dtype"`
@@ -63,7 +73,9 @@ func readTensors(raw []byte, name func(key string) string) (map[string]compare.T
 	if n > uint64(len(raw)-8) {
 		return nil, fmt.Errorf("tensors: the header has %d bytes and the file %d", n, len(raw))
 	}
-	head, data := bytes.TrimRight(raw[8:8+n], " "), raw[8+n:]
+	// The numbers are copied, so that the header, which is larger where tensors
+	// are small, is not kept with them.
+	head, data := bytes.TrimRight(raw[8:8+n], " "), bytes.Clone(raw[8+n:])
 	if err := attest.CheckJSON(head); err != nil {
 		return nil, fmt.Errorf("tensors: header: %w", err)
 	}
@@ -71,14 +83,19 @@ func readTensors(raw []byte, name func(key string) string) (map[string]compare.T
 	if err := json.Unmarshal(head, &header); err != nil {
 		return nil, fmt.Errorf("tensors: header: %w", err)
 	}
-	out := map[string]compare.Tensor{}
+	out := make(map[string]compare.Tensor, len(header))
+	// Most tensors of a suite have one of few names and shapes: one copy of each.
+	names, shapes := map[string]string{}, map[string][]int64{}
 	for k, h := range header {
-		t := compare.Tensor{Name: name(k), Shape: h.Shape}
-		for oip, st := range safetensorTypes {
-			if st == h.Dtype {
-				t.Datatype = oip
-			}
+		shape := fmt.Sprint(h.Shape)
+		if _, ok := shapes[shape]; !ok {
+			shapes[shape] = slices.Clone(h.Shape)
 		}
+		short := name(k)
+		if _, ok := names[short]; !ok {
+			names[short] = strings.Clone(short)
+		}
+		t := compare.Tensor{Name: names[short], Shape: shapes[shape], Datatype: oipTypes[h.Dtype]}
 		if h.Offsets[0] < 0 || h.Offsets[1] < h.Offsets[0] || h.Offsets[1] > int64(len(data)) {
 			return nil, fmt.Errorf("tensors: %s: offsets %v lie outside the file", k, h.Offsets)
 		}

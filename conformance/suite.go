@@ -42,6 +42,10 @@ type Suite struct {
 	Criteria attest.Criteria
 	Cases    []attest.Case
 	Tensors  map[string]compare.Tensor // by the names of attest.Case
+
+	// digest and criteria are those of the artifact that the suite was read from,
+	// "" if it was not: a suite that was read is not to be changed.
+	digest, criteria digest.Digest
 }
 
 // A Candidate is an input from which cases are drawn: a line of a file of

@@ -25,7 +25,8 @@ import (
 func newReplayCommand(g *globals) *cobra.Command {
 	var suiteRef, env, dir, tag string
 	var reports []string
-	var concurrency, retries, probes int
+	var concurrency, retries, probes, noiseTraffic int
+	var rate float64
 	var timeout time.Duration
 	c := &cobra.Command{
 		Use:   "replay REFERENCE --suite SUITE --env NAME",
@@ -35,7 +36,11 @@ attempt, with its bytes and times. The plan is pushed first, so that a replay
 nobody likes cannot be left out unnoticed.
 
 An interrupted replay goes on where it was, if it is started again with the same
---dir. The exit status is that of 'assay judge': 0 certified, 3 rejected, 4
+--dir. Nothing is sent twice as the same attempt: a question whose answer the
+runner did not live to see is recorded as that, and asked as a further attempt.
+
+What an environment answers when it is idle says little of what it answers under
+load: measure it idle, at its target --concurrency, and with --noise-traffic. The exit status is that of 'assay judge': 0 certified, 3 rejected, 4
 inconclusive.`,
 		Example: "  assay replay credit/scorer:1.4.0 --suite credit/suite:1 --env prod-eu",
 		Args:    cobra.ExactArgs(1),
@@ -80,7 +85,7 @@ inconclusive.`,
 				return conformance.NewPlan(conformance.PlanOptions{
 					Model: model.Digest, Suite: suite, SuiteDigest: suiteDesc.Digest, CriteriaDigest: criteria,
 					Environment: environment, EnvironmentDigest: envDesc.Digest,
-					Concurrency: concurrency, Timeout: timeout, Retries: retries, Probes: probes, Now: time.Now(),
+					Concurrency: concurrency, Timeout: timeout, Retries: retries, Probes: probes, RatePerSecond: rate, NoiseTraffic: noiseTraffic, Now: time.Now(),
 				})
 			})
 			if err != nil {
@@ -134,6 +139,8 @@ inconclusive.`,
 	f.StringVar(&tag, "tag", "", "a tag for the replay")
 	f.IntVar(&concurrency, "concurrency", 1, "how many questions are asked at once")
 	f.IntVar(&retries, "retries", 0, "ask again that often when no answer comes: recorded, never judged")
+	f.Float64Var(&rate, "rate", 0, "ask so many questions a second whether or not earlier ones were answered, at most --concurrency at once; 0 is as fast as answers come")
+	f.IntVar(&noiseTraffic, "noise-traffic", 0, "keep so many other questions in flight meanwhile")
 	f.IntVar(&probes, "probes", 0, "how many cases are asked again to measure the environment's noise (default 32, none for criteria of version 1)")
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for an answer")
 	reportFlag(f, &reports)

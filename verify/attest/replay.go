@@ -30,6 +30,10 @@ type Plan struct {
 	// were answered, and delays count from there.
 	RatePerSecond float64 `json:"ratePerSecond,omitempty"`
 
+	// NoiseTraffic is how many other questions are kept in flight while the cases
+	// are asked. Their answers are counted, and thrown away.
+	NoiseTraffic int `json:"noiseTraffic,omitempty"`
+
 	PlannedAt time.Time `json:"plannedAt"`
 
 	// Deadline is when a plan without a replay counts as inconclusive.
@@ -52,6 +56,8 @@ func (p Plan) Validate() error {
 		return errors.New("plan: it has no cases")
 	case p.Concurrency <= 0 || p.TimeoutMillis <= 0 || p.Retries < 0:
 		return errors.New("plan: concurrency and timeoutMillis must be positive, retries not negative")
+	case p.NoiseTraffic < 0 || p.NoiseTraffic > 10_000:
+		return errors.New("plan: noiseTraffic must be between 0 and 10000")
 	case p.Probes < 0 || p.Probes > p.Cases || !(p.RatePerSecond >= 0) || p.RatePerSecond > 1e6:
 		return errors.New("plan: probes must be at most cases, and ratePerSecond between 0 and 1000000")
 	case p.PlannedAt.IsZero() || p.Deadline.IsZero():
@@ -107,9 +113,14 @@ const (
 
 // An ObservationError is a failure to get an answer.
 type ObservationError struct {
-	Class   string `json:"class"` // "timeout", "connection", "truncated", "too-large"
+	Class   string `json:"class"` // "timeout", "connection", "truncated", "too-large", or [Interrupted]
 	Message string `json:"message"`
 }
+
+// Interrupted is the class of an attempt during which the runner itself was
+// stopped: the question was, or was about to be, sent, and what came of it is not
+// known. It is not sent again as the same attempt.
+const Interrupted = "interrupted"
 
 // Validate says why the record of the attempt does not hold together, or nil.
 func (o Observation) Validate() error {
@@ -151,6 +162,12 @@ type Replay struct {
 	StartedAt    time.Time `json:"startedAt"`
 	FinishedAt   time.Time `json:"finishedAt"`
 	Observations int       `json:"observations"`
+
+	// NoiseAnswers and NoiseFailures count what came of the noise traffic, and
+	// Interrupted the attempts during which the runner was stopped.
+	NoiseAnswers  int `json:"noiseAnswers,omitempty"`
+	NoiseFailures int `json:"noiseFailures,omitempty"`
+	Interrupted   int `json:"interrupted,omitempty"`
 
 	// Preflight is what was found before the first case; nothing in it is
 	// judged as a case.
@@ -279,6 +296,10 @@ type Counts struct {
 	Damaged  int `json:"damaged"`  // whose record does not hold together
 	Retried  int `json:"retried"`  // with more than one attempt
 	Elements int `json:"elements"` // numbers that were compared
+
+	// Interrupted are cases whose first attempt the runner did not live to see the
+	// end of: the next one is judged (version 2).
+	Interrupted int `json:"interrupted,omitempty"`
 }
 
 // A FlipCount is how many decisions went from one to another.
