@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"oras.land/oras-go/v2/errdef"
@@ -39,7 +40,9 @@ func newEnvCommand(g *globals) *cobra.Command {
 func newEnvRegisterCommand(g *globals) *cobra.Command {
 	var t attest.Target
 	var labels map[string]string
+	var declared map[string]string
 	var local bool
+	var pid int
 	c := &cobra.Command{
 		Use:   "register NAME",
 		Short: "Describe an environment as it is now",
@@ -58,8 +61,11 @@ since the last time, its document stays the one it was, and so do certificates.`
 				return remedy(fmt.Errorf("environment %s: %w", args[0], err), "start it, or correct --url, --model and --version")
 			}
 			e := attest.Environment{Name: args[0], Target: t, Labels: labels, Fingerprint: fingerprint.Declared(d), RecordedAt: time.Now().UTC().Truncate(time.Second)}
-			if local {
-				maps.Copy(e.Fingerprint, fingerprint.Local())
+			if local || pid > 0 {
+				maps.Copy(e.Fingerprint, fingerprint.Local(cmd.Context(), pid))
+			}
+			for k, v := range declared {
+				e.Fingerprint[k] = attest.FingerprintField{Value: v, Assurance: attest.Declared}
 			}
 			repo, _, err := g.repository(attest.EnvironmentRepository(args[0]) + ":" + environmentTag)
 			if err != nil {
@@ -93,6 +99,8 @@ since the last time, its document stays the one it was, and so do certificates.`
 	f.StringVar(&t.Version, "version", "", "the version that must answer")
 	f.StringToStringVar(&labels, "label", nil, "labels, KEY=VALUE")
 	f.BoolVar(&local, "local", false, "the model is served on this machine: add what can be seen of it")
+	f.IntVar(&pid, "pid", 0, "the process here that serves the model: add its settings, its command and its container")
+	f.StringToStringVar(&declared, "declare", nil, "what you know of it and nobody can see, KEY=VALUE")
 	c.MarkFlagRequired("url")
 	c.MarkFlagRequired("model")
 	return c
@@ -182,25 +190,47 @@ the last but one and the current one. A hard change voids certificates.`,
 				tags = append(tags, environmentTag)
 			}
 			var docs [2]attest.Environment
+			var documents [2]digest.Digest
 			for i, t := range tags[:2] {
 				desc, err := repo.Resolve(cmd.Context(), t)
 				if err != nil {
 					return g.explain(err, args[0]+" as "+t)
 				}
+				documents[i] = desc.Digest
 				if docs[i], err = conformance.ReadEnvironment(cmd.Context(), g.fetcher(repo), desc); err != nil {
 					return err
 				}
 			}
 			changes := attest.Diff(docs[0], docs[1])
 			return g.print(changes, func(w io.Writer) {
-				rows := [][]string{{"FIELD", "WAS", "IS", "TRIGGER"}}
+				rows := [][]string{{"FIELD", "WAS", "IS", "TRIGGER", "WHY"}}
+				hard := 0
 				for _, c := range changes {
-					rows = append(rows, []string{c.Field, c.Old, c.New, string(c.Trigger)})
+					rows = append(rows, []string{c.Field, brief(c.Old), brief(c.New), string(c.Trigger), c.Why})
+					if c.Trigger == attest.Hard {
+						hard++
+					}
 				}
 				table(w, rows)
+				switch {
+				case len(changes) == 0:
+					fmt.Fprintln(w, "nothing changed: certificates for either document stand")
+				case hard == 0:
+					fmt.Fprintf(w, "no certificate for %s is void\n", documents[0])
+				default:
+					fmt.Fprintf(w, "void: every certificate that names environment document %s (%d hard changes)\n", documents[0], hard)
+				}
 			})
 		},
 	}
+}
+
+// brief shortens a value for a table.
+func brief(s string) string {
+	if r := []rune(s); len(r) > 48 {
+		return string(r[:48]) + "…"
+	}
+	return s
 }
 
 func newEnvListCommand(g *globals) *cobra.Command {

@@ -101,9 +101,47 @@ type Change struct {
 	Why     string  `json:"why"`
 }
 
-// softFields are those whose change does not void a certificate; every other
-// does, so that a field nobody thought of fails closed.
-var softFields = []string{"label.region", "label.owner", "kernel", "host.name", "host.timezone", "driver.patch", "target.url"}
+// rules say what a change of a field does to certificates, and why: the first
+// whose name is the field's, or whose name ends with a point and begins it. Every
+// other field is hard, so that one nobody thought of fails closed.
+var rules = []struct {
+	field   string
+	trigger Trigger
+	why     string
+}{
+	{"label.region", Soft, unrelated}, {"label.owner", Soft, unrelated}, {"host.name", Soft, unrelated}, {"target.url", Soft, unrelated},
+	{"kernel", Soft, "a kernel schedules and does not compute; replay again at the next occasion"},
+	{"host.timezone", Soft, "features made from dates may depend on it; replay again soon"},
+	{"driver.patch", Soft, patch}, {"driver.patch.", Soft, patch},
+	{"name", Hard, "another environment is another measurement"},
+	{"target.", Hard, "another thing may answer there"},
+	{"cpu.", Hard, "another processor, or share of it, takes other kernels and other orders of summation"},
+	{"machine", Hard, "another instruction set rounds and fuses in other places"},
+	{"nvidia.", Hard, "another GPU, driver or mode takes other kernels and perhaps another precision"},
+	{"amd.", Hard, "another GPU, driver or mode takes other kernels and perhaps another precision"},
+	{"gpu", Hard, "another accelerator, or none, takes other kernels"},
+	{"library.", Hard, "another version of what computes may compute something else"},
+	{"threads.", Hard, "the number of threads changes the order of summation"},
+	{"precision.", Hard, "numbers are computed in another precision"},
+	{"determinism.", Hard, "answers may come to depend on what else is asked"},
+	{"device.", Hard, "another device may compute"},
+	{"container.", Hard, "other bytes run"},
+	{"serving.", Hard, "another server, or other settings of it"},
+}
+
+const (
+	unrelated = "the answer should not depend on it; replay again at the next occasion"
+	patch     = "a patch should not change kernels; replay again at the next occasion"
+)
+
+func ruleOf(field string) (Trigger, string) {
+	for _, r := range rules {
+		if r.field == field || strings.HasSuffix(r.field, ".") && strings.HasPrefix(field, r.field) {
+			return r.trigger, r.why
+		}
+	}
+	return Hard, "what computes the answer may differ; replay and certify again"
+}
 
 // Diff lists what changed from a to b, sorted by field. The time of recording
 // is not part of what an environment is.
@@ -124,11 +162,8 @@ func Diff(a, b Environment) []Change {
 		if old[k] == now[k] {
 			continue
 		}
-		c := Change{Field: k, Old: old[k], New: now[k], Trigger: Hard, Why: "what computes the answer may differ; replay and certify again"}
-		if slices.Contains(softFields, k) {
-			c.Trigger, c.Why = Soft, "the answer should not depend on it; replay again at the next occasion"
-		}
-		changes = append(changes, c)
+		trigger, why := ruleOf(k)
+		changes = append(changes, Change{Field: k, Old: old[k], New: now[k], Trigger: trigger, Why: why})
 	}
 	return changes
 }
