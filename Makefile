@@ -55,7 +55,7 @@ soak: deps tools ## the long versions: fuzzing, crash loops, simulations
 
 .PHONY: bench
 bench: ## benchmarks, each beside the limit measured in the same run
-	go test -run '^$$' -bench . -benchtime 2s ./store/... ./registry/... ./verify/...
+	go test -run '^$$' -bench . -benchtime 2s ./store/... ./registry/... ./verify/... ./conformance/...
 
 .PHONY: deps
 deps: ## install Debian and npm packages that the tests need, where missing

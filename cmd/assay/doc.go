@@ -56,11 +56,13 @@ evidence and a time to a decision with reasons.
 
 Package conformance takes a golden suite (inputs, and what the reference
 environment answered), writes a plan, replays the inputs against an
-environment, keeps every observation, and only then judges: per-case
-comparators (conformance/compare), then exact statistics (conformance/stats)
-against margins that were fixed before the first request. A verdict can be
-recomputed from the stored observations, offline, to the same bytes. The
-targets it can talk to are in conformance/target.
+environment, keeps every observation, and only then judges: the noise floors of
+both sides, per-case comparators (conformance/compare), then statistics
+(conformance/stats) against margins that were fixed before the first request, in
+gates that are tested in a fixed order. A verdict can be recomputed from the
+stored observations, offline, to the same bytes on any processor. The targets it
+can talk to are in conformance/target; what an environment is made of, and how
+that is known, is collected by conformance/fingerprint.
 
 The laboratory and the registry never import each other. They meet in OCI
 artifacts and in verify/attest.

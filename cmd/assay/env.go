@@ -19,6 +19,7 @@ import (
 	"github.com/assay-dev/assay/conformance/fingerprint"
 	"github.com/assay-dev/assay/conformance/target/oip"
 	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -162,12 +163,16 @@ func newEnvShowCommand(g *globals) *cobra.Command {
 }
 
 func newEnvDiffCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+	var models []string
+	var trustFile string
+	c := &cobra.Command{
 		Use:   "diff NAME [TAG [TAG]]",
 		Short: "Show what changed in an environment, and what that voids",
 		Long: `Show what changed between two documents of an environment: by default between
-the last but one and the current one. A hard change voids certificates.`,
-		Example: "  assay env diff prod-eu",
+the last but one and the current one. A hard change voids the certificates that
+name the older document. With --model, those of a model are listed, and which of
+them stand.`,
+		Example: "  assay env diff prod-eu --model credit/scorer:1.4.0",
 		Args:    cobra.RangeArgs(1, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, _, err := g.repository(attest.EnvironmentRepository(args[0]))
@@ -202,14 +207,30 @@ the last but one and the current one. A hard change voids certificates.`,
 				}
 			}
 			changes := attest.Diff(docs[0], docs[1])
-			return g.print(changes, func(w io.Writer) {
+			hard := 0
+			for _, c := range changes {
+				if c.Trigger == attest.Hard {
+					hard++
+				}
+			}
+			certificates := []certificateState{}
+			for _, model := range models {
+				list, err := g.certificates(cmd, model, trustFile, docs[0].Name, documents, hard)
+				if err != nil {
+					return err
+				}
+				certificates = append(certificates, list...)
+			}
+			return g.print(struct {
+				Old          digest.Digest      `json:"old"`
+				New          digest.Digest      `json:"new"`
+				Changes      []attest.Change    `json:"changes"`
+				Hard         int                `json:"hard"`
+				Certificates []certificateState `json:"certificates"`
+			}{documents[0], documents[1], changes, hard, certificates}, func(w io.Writer) {
 				rows := [][]string{{"FIELD", "WAS", "IS", "TRIGGER", "WHY"}}
-				hard := 0
 				for _, c := range changes {
 					rows = append(rows, []string{c.Field, brief(c.Old), brief(c.New), string(c.Trigger), c.Why})
-					if c.Trigger == attest.Hard {
-						hard++
-					}
 				}
 				table(w, rows)
 				switch {
@@ -220,9 +241,61 @@ the last but one and the current one. A hard change voids certificates.`,
 				default:
 					fmt.Fprintf(w, "void: every certificate that names environment document %s (%d hard changes)\n", documents[0], hard)
 				}
+				if len(models) > 0 {
+					rows := [][]string{{"CERTIFICATE", "MODEL", "STATE", "WHY"}}
+					for _, c := range certificates {
+						rows = append(rows, []string{short(string(c.Certificate)), c.Model, c.State, c.Why})
+					}
+					table(w, rows)
+				}
 			})
 		},
 	}
+	c.Flags().StringArrayVar(&models, "model", nil, "list the certificates of this model for the environment")
+	c.Flags().StringVar(&trustFile, "trust", "trust.yaml", "the trust file, for --model")
+	return c
+}
+
+// A certificateState says whether a certificate outlives a change.
+type certificateState struct {
+	Certificate digest.Digest `json:"certificate"` // the manifest that carries it
+	Model       string        `json:"model"`
+	State       string        `json:"state"` // "void", "stands", or "not verified"
+	Why         string        `json:"why"`
+}
+
+// certificates lists those of a model for an environment, and what became of
+// them.
+func (g *globals) certificates(cmd *cobra.Command, model, trustFile, name string, documents [2]digest.Digest, hard int) ([]certificateState, error) {
+	ev, err := g.gather(cmd, model, trustFile, "")
+	if err != nil {
+		return nil, err
+	}
+	var list []certificateState
+	for _, f := range ev.Facts {
+		if f.About != ev.Subject || f.PredicateType != attest.PredicateCertificate {
+			continue
+		}
+		s := certificateState{Certificate: f.Referrer, Model: model}
+		c, ok := verify.Predicate[attest.Certificate](f)
+		document, err := c.Environment.Digest.OCI()
+		switch {
+		case !ok || err != nil:
+			s.State, s.Why = "not verified", f.Message
+		case c.EnvironmentName != name:
+			continue
+		case document == documents[1]:
+			s.State, s.Why = "stands", "it names the newer document"
+		case document != documents[0]:
+			s.State, s.Why = "void", "it names neither of the two documents"
+		case hard > 0:
+			s.State, s.Why = "void", fmt.Sprintf("it names the older document, and %d hard changes came after it", hard)
+		default:
+			s.State, s.Why = "stands", "nothing changed that it depends on"
+		}
+		list = append(list, s)
+	}
+	return list, nil
 }
 
 // brief shortens a value for a table.
