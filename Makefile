@@ -20,7 +20,7 @@ TOOLS := \
 BENCH_REGISTRY := github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 
 GOMLX := examples/environments/gomlx
-NODE  := ort-native ort-web
+NODE  := ort-native ort-web llama
 # A module of its own, for what only tests need.
 OPENAI := conformance/target/openai/official
 
