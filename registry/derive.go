@@ -105,6 +105,7 @@ type deployedRow struct {
 type derived struct {
 	subject digest.Digest
 	fact    *factRow
+	trust   int64 // the log leaf that put the trust file in force, which this rests on
 }
 
 // derive reads and verifies the statement that m attaches, if it does, in the
@@ -118,7 +119,7 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 		return r.deriveLegacy(ctx, repo, m, m.subject, trust, at)
 	}
 	if why, ok := verify.Unverifiable(m.artifactType); ok {
-		return derived{m.subject, &factRow{saidRow: said(nil, why, m.artifactType), Trust: trust.Digest()}}, nil
+		return derived{subject: m.subject, fact: &factRow{saidRow: said(nil, why, m.artifactType), Trust: trust.Digest()}}, nil
 	}
 	if !strings.HasPrefix(m.artifactType, "application/vnd.dev.sigstore.bundle") {
 		return derived{}, nil
@@ -126,21 +127,24 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 	defer r.verifying()()
 	f := &factRow{Trust: trust.Digest()}
 	v, raw, err := r.verifyStatement(ctx, repo, m, trust, at)
-	if c, ok := claimed(raw); ok && (c.PredicateType == oms.Predicate || c.PredicateType == oms.PredicateV02) {
+	var failure *verify.Failure
+	if err == nil {
+		f.saidRow = said(v, nil, "")
+		return derived{subject: m.subject, fact: f}, nil
+	}
+	c, readable := claimed(raw)
+	if readable && (c.PredicateType == oms.Predicate || c.PredicateType == oms.PredicateV02) {
 		// Its subject is the digest of a list of files, and no manifest's.
 		f.saidRow, err = r.verifyOMS(ctx, repo, m.subject, raw, c.PredicateType, trust, at)
-		return derived{m.subject, f}, err
+		return derived{subject: m.subject, fact: f}, err
 	}
-	var failure *verify.Failure
 	switch {
-	case err == nil:
-		f.saidRow = said(v, nil, "")
 	case errors.As(err, &failure):
 		f.saidRow = said(nil, failure, m.annotations[attest.AnnotationPredicate])
-		if s, ok := claimed(raw); ok {
-			f.PredicateType = s.PredicateType
-			if len(s.Predicate) <= maxPredicate {
-				f.Predicate = s.Predicate
+		if readable {
+			f.PredicateType = c.PredicateType
+			if len(c.Predicate) <= maxPredicate {
+				f.Predicate = c.Predicate
 			}
 		}
 	case errors.Is(err, ErrBlobUnknown):
@@ -148,7 +152,7 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 	default:
 		return derived{}, err
 	}
-	return derived{m.subject, f}, nil
+	return derived{subject: m.subject, fact: f}, nil
 }
 
 // verifyOMS verifies a signature of model signing over the files of the
@@ -205,7 +209,7 @@ func (r *Registry) deriveLegacy(ctx context.Context, repo string, m *manifest, s
 			f.More = append(f.More, row)
 		}
 	}
-	return derived{subject, f}, nil
+	return derived{subject: subject, fact: f}, nil
 }
 
 // verifying waits until one more statement may be verified, so that many
@@ -251,8 +255,8 @@ func (d derived) check(tx *txn) error {
 	if d.fact == nil {
 		return nil
 	}
-	now, err := currentDocument(tx, documentTrust)
-	if err == nil && now.Digest != d.fact.Trust {
+	now, err := currentIndex(tx, documentTrust)
+	if err == nil && now != d.trust {
 		err = errTrustMoved
 	}
 	return err

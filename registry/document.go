@@ -135,14 +135,57 @@ func (r *Registry) SetPolicy(ctx context.Context, actor access.Actor, body []byt
 
 // trust returns the trust file in force, parsed.
 func (r *Registry) trust(ctx context.Context) (*verify.Trust, error) {
-	d, err := r.document(ctx, access.System(), documentTrust)
-	if err != nil {
-		return nil, err
+	t, _, err := r.trustInForce(ctx)
+	return t, err
+}
+
+// trustInForce returns it with the log leaf that put it in force; -1 for the
+// built-in one.
+func (r *Registry) trustInForce(ctx context.Context) (t *verify.Trust, index int64, err error) {
+	var d Document
+	err = r.view(ctx, func(rd store.Reader) (err error) {
+		if index, err = currentIndex(rd, documentTrust); err != nil || index < 0 {
+			return err
+		}
+		// Reading and parsing take longer than what most pushes need it for.
+		if last := r.parsed.Load(); last != nil && last.index == index {
+			t = last.trust
+			return nil
+		}
+		d, err = currentDocument(rd, documentTrust)
+		return err
+	})
+	switch {
+	case err != nil || t != nil:
+		return t, index, err
+	case index < 0:
+		return verify.NoTrust(), index, nil
 	}
-	if d.LogIndex < 0 {
-		return verify.NoTrust(), nil
+	if t, err = verify.ParseTrust(d.Body); err == nil {
+		r.parsed.Store(&parsedTrust{d.LogIndex, t})
 	}
-	return verify.ParseTrust(d.Body)
+	return t, d.LogIndex, err
+}
+
+// currentIndex returns the log leaf that put the newest version of a kind in
+// force; -1 before the first.
+func currentIndex(rd store.Reader, kind string) (int64, error) {
+	rg := under("document", kind)
+	rg.Reverse, rg.KeysOnly = true, true
+	for row, err := range rd.Scan(rg) {
+		if err != nil {
+			return 0, err
+		}
+		return lastNumber(row.Key), nil
+	}
+	return -1, nil
+}
+
+// A parsedTrust is a version of the trust file, by the log leaf that put it in
+// force.
+type parsedTrust struct {
+	index int64
+	trust *verify.Trust
 }
 
 // policy returns the policy in force, parsed.

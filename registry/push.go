@@ -239,7 +239,10 @@ func (p *pushing) manifest(row manifestRow, stored *bool) error {
 // deriveAll derives what the manifest says, and what it says through tags by
 // which cosign before version 3 attached.
 func (r *Registry) deriveAll(ctx context.Context, repo string, m *manifest, tags []string) (d derived, legacy map[string]derived, err error) {
-	trust, err := r.trust(ctx)
+	if m.subject == "" && !slices.ContainsFunc(tags, func(t string) bool { _, ok := verify.LegacyTag(t); return ok }) {
+		return derived{}, nil, nil // a model says nothing about another
+	}
+	trust, index, err := r.trustInForce(ctx)
 	if err != nil {
 		return derived{}, nil, err
 	}
@@ -248,6 +251,7 @@ func (r *Registry) deriveAll(ctx context.Context, repo string, m *manifest, tags
 	if d, err = r.derive(ctx, repo, m, trust, now); err != nil {
 		return derived{}, nil, err
 	}
+	d.trust = index
 	for _, t := range tags {
 		subject, ok := verify.LegacyTag(t)
 		if !ok || subject == m.subject {
@@ -260,6 +264,7 @@ func (r *Registry) deriveAll(ctx context.Context, repo string, m *manifest, tags
 		if legacy == nil {
 			legacy = map[string]derived{}
 		}
+		l.trust = index
 		legacy[t] = l
 	}
 	return d, legacy, nil

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/assay-dev/assay/store"
@@ -56,6 +57,7 @@ type Registry struct {
 
 	verifiers chan struct{} // has room for as many as may verify at once
 	reviews   chan struct{} // says that a trust file was put in force
+	parsed    atomic.Pointer[parsedTrust]
 
 	status struct {
 		sync.Mutex

@@ -183,6 +183,7 @@ func (r *Registry) reviewOnce(ctx context.Context) (*Review, error) {
 			if err != nil {
 				return nil, err
 			}
+			d.trust = doc.LogIndex
 			flips := f.flips(d)
 			if len(flips) == 0 {
 				continue

@@ -201,7 +201,8 @@ func verifiesUnder(b *bundle.Bundle, key *ecdsa.PublicKey, digests []sgverify.Ar
 	material := root.NewTrustedPublicKeyMaterial(func(string) (root.TimeConstrainedVerifier, error) {
 		return root.NewExpiringKey(kv, time.Time{}, time.Time{}), nil
 	})
-	v, err := sgverify.NewVerifier(material, sgverify.WithNoObserverTimestamps())
+	// The statement is parsed by us, strictly, after this.
+	v, err := sgverify.NewVerifier(material, sgverify.WithNoObserverTimestamps(), sgverify.WithoutStatementPredicate())
 	if err != nil {
 		return false
 	}
