@@ -13,7 +13,6 @@ package conformance
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -22,7 +21,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,6 +53,11 @@ type Candidate struct {
 	Inputs map[string]CandidateTensor `json:"inputs"`
 	Label  string                     `json:"label,omitempty"`
 	Slice  map[string]string          `json:"slice,omitempty"`
+
+	// Outputs are golden ones that came with the case. Stratum says that it
+	// is to be a claim or a border case, and may be "".
+	Outputs map[string]CandidateTensor `json:"outputs,omitempty"`
+	Stratum string                     `json:"stratum,omitempty"`
 }
 
 // A CandidateTensor is an input tensor, written as numbers.
@@ -83,6 +86,8 @@ func ReadCandidates(r io.Reader) ([]Candidate, error) {
 			return nil, fmt.Errorf("cases, line %d: id %q is empty or has a slash in it", n, c.ID)
 		case seen[c.ID]:
 			return nil, fmt.Errorf("cases, line %d: id %q is used twice", n, c.ID)
+		case c.Stratum != "" && c.Stratum != attest.StratumClaim && c.Stratum != attest.StratumBorder:
+			return nil, fmt.Errorf("cases, line %d: stratum %q is unknown: use %s or %s", n, c.Stratum, attest.StratumClaim, attest.StratumBorder)
 		case len(c.Inputs) == 0:
 			return nil, fmt.Errorf("cases, line %d: case %s has no inputs", n, c.ID)
 		}
@@ -254,18 +259,10 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	for _, a := range all {
 		seed.Write(a.request)
 	}
-	rng := rand.New(rand.NewChaCha8([32]byte(seed.Sum(nil))))
-	rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	claim, rest := all[:opt.Claim], all[opt.Claim:]
-	slices.SortStableFunc(rest, func(a, b asked) int {
-		return cmp.Or(cmp.Compare(a.distance, b.distance), strings.Compare(a.ID, b.ID))
-	})
-	chosen := append(slices.Clone(claim), rest[:opt.Border]...)
-	border := map[string]bool{}
-	for _, a := range rest[:opt.Border] {
-		border[a.ID] = true
+	chosen, border, err := draw(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.distance })
+	if err != nil {
+		return nil, err
 	}
-	slices.SortFunc(chosen, func(a, b asked) int { return strings.Compare(a.ID, b.ID) })
 
 	for _, a := range chosen {
 		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Slice: a.Slice, Request: string(digest.FromBytes(a.request))}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/assay-dev/assay/conformance"
 	"github.com/assay-dev/assay/conformance/stats"
@@ -24,22 +25,77 @@ func newSuiteCommand(g *globals) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	c.AddCommand(newSuiteRecordCommand(g), newSuiteShowCommand(g))
+	c.AddCommand(newSuiteNewCommand(g), newSuiteAddCommand(g), newSuiteImportCommand(g), newSuiteRecordCommand(g), newSuitePushCommand(g), newSuiteShowCommand(g))
 	return c
 }
 
 type suiteOptions struct {
-	cases, model, classification string
-	target                       targetFlags
-	margin, alpha, beta          float64
-	allowed, border              int
-	labels                       []string
-	threshold                    float64
-	thresholdIndex               int
-	output                       string
-	absolute, relative, noise    float64
-	ratio                        float64
-	limits                       []string
+	cases, model, draft string
+	target              targetFlags
+	criteriaFlags
+}
+
+// criteriaFlags say what a suite shall claim.
+type criteriaFlags struct {
+	classification            string
+	margin, alpha, beta       float64
+	allowed, border           int
+	labels                    []string
+	threshold                 float64
+	thresholdIndex            int
+	output                    string
+	absolute, relative, noise float64
+	ratio                     float64
+	limits                    []string
+}
+
+// criteriaNames are the flags, all of which a draft stands for.
+var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit"}
+
+func (o *criteriaFlags) register(f *pflag.FlagSet) {
+	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
+	f.Float64Var(&o.margin, "margin", 0.01, "the flip rate that a certificate excludes")
+	f.Float64Var(&o.alpha, "alpha", 0.05, "the probability of certifying an environment at the margin")
+	f.Float64Var(&o.beta, "beta", 0.2, "the probability by which the detectable rate is stated")
+	f.IntVar(&o.allowed, "allowed", 0, "how many claim cases may flip")
+	f.IntVar(&o.border, "border", 40, "how many border cases to add")
+	f.StringVar(&o.output, "output", "probabilities", "the output that decides")
+	f.StringSliceVar(&o.labels, "labels", nil, "the decisions, in the order of the output's elements; for a threshold the one below and the one above it")
+	f.Float64Var(&o.threshold, "threshold", 0, "decide by comparing an element to this")
+	f.IntVar(&o.thresholdIndex, "threshold-index", 1, "which element")
+	f.Float64Var(&o.absolute, "absolute", 1e-5, "absolute tolerance of numbers")
+	f.Float64Var(&o.relative, "relative", 1.3e-6, "relative tolerance of numbers (default: PyTorch's for FP32)")
+	f.Float64Var(&o.noise, "noise-factor", 8, "the tolerance is at least this many times the reference's noise floor")
+	f.Float64Var(&o.ratio, "noise-ratio", 4, "how many times the reference's noise floor the environment's own may be")
+	f.StringArrayVar(&o.limits, "limit", nil, "a further margin, MEASURE:OUTPUT=MARGIN or slow-answers=MILLISECONDS; the measures are "+strings.Join(attest.Measures, ", "))
+}
+
+// criteria computes how many claim cases the claim needs.
+func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
+	n, err := stats.SmallestN(o.allowed, o.margin, o.alpha)
+	if err != nil {
+		return attest.Criteria{}, usagef("%w", err)
+	}
+	decision := attest.Decision{Kind: attest.DecideLabel, Labels: o.labels}
+	if f.Changed("threshold") {
+		decision = attest.Decision{Kind: attest.DecideThreshold, Labels: o.labels, Index: o.thresholdIndex, Threshold: o.threshold}
+	}
+	criteria := attest.Criteria{
+		Version: 2, Noise: &attest.NoiseCriteria{Ratio: o.ratio},
+		Outputs: []attest.OutputCriteria{{Output: o.output, Absolute: o.absolute, Relative: o.relative, NoiseFactor: o.noise, Decision: decision}},
+		Plan:    attest.BinomialPlan{Margin: o.margin, Alpha: o.alpha, Beta: o.beta, N: n, Allowed: o.allowed},
+	}
+	for _, text := range o.limits {
+		l, err := parseLimit(text)
+		if err != nil {
+			return criteria, err
+		}
+		criteria.Limits = append(criteria.Limits, l)
+	}
+	if err := criteria.Validate(); err != nil {
+		return criteria, usagef("%w", err)
+	}
+	return criteria, nil
 }
 
 func newSuiteRecordCommand(g *globals) *cobra.Command {
@@ -64,26 +120,37 @@ The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
 	f := c.Flags()
 	f.StringVar(&o.cases, "cases", "", "the file with the cases (JSON lines)")
 	f.StringVar(&o.model, "model", "", "the model version that the reference serves")
-	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
 	o.target.register(f, "name")
-	f.Float64Var(&o.margin, "margin", 0.01, "the flip rate that a certificate excludes")
-	f.Float64Var(&o.alpha, "alpha", 0.05, "the probability of certifying an environment at the margin")
-	f.Float64Var(&o.beta, "beta", 0.2, "the probability by which the detectable rate is stated")
-	f.IntVar(&o.allowed, "allowed", 0, "how many claim cases may flip")
-	f.IntVar(&o.border, "border", 40, "how many border cases to add")
-	f.StringVar(&o.output, "output", "probabilities", "the output that decides")
-	f.StringSliceVar(&o.labels, "labels", nil, "the decisions, in the order of the output's elements; for a threshold the one below and the one above it")
-	f.Float64Var(&o.threshold, "threshold", 0, "decide by comparing an element to this")
-	f.IntVar(&o.thresholdIndex, "threshold-index", 1, "which element")
-	f.Float64Var(&o.absolute, "absolute", 1e-5, "absolute tolerance of numbers")
-	f.Float64Var(&o.relative, "relative", 1.3e-6, "relative tolerance of numbers (default: PyTorch's for FP32)")
-	f.Float64Var(&o.noise, "noise-factor", 8, "the tolerance is at least this many times the reference's noise floor")
-	f.Float64Var(&o.ratio, "noise-ratio", 4, "how many times the reference's noise floor the environment's own may be")
-	f.StringArrayVar(&o.limits, "limit", nil, "a further margin, MEASURE:OUTPUT=MARGIN or slow-answers=MILLISECONDS; the measures are "+strings.Join(attest.Measures, ", "))
-	for _, name := range []string{"cases", "model", "url", "name", "labels", "classification"} {
+	o.criteriaFlags.register(f)
+	f.StringVar(&o.draft, "draft", "", "the folder of a draft, which has the cases and what is claimed")
+	for _, name := range []string{"model", "url", "name"} {
 		c.MarkFlagRequired(name)
 	}
+	c.MarkFlagsOneRequired("cases", "draft")
+	for _, name := range append([]string{"cases"}, criteriaNames...) {
+		c.MarkFlagsMutuallyExclusive("draft", name)
+	}
+	c.MarkFlagsRequiredTogether("cases", "labels", "classification")
 	return c
+}
+
+// sources returns the cases and what is claimed: of a draft, or of a file and
+// the flags.
+func (o *suiteOptions) sources(f *pflag.FlagSet) (cases []conformance.Candidate, c attest.Criteria, border int, classification string, err error) {
+	if o.draft != "" {
+		d, cases, err := conformance.OpenDraft(o.draft)
+		return cases, d.Criteria, d.Border, d.DataClassification, err
+	}
+	if c, err = o.criteria(f); err != nil {
+		return nil, c, 0, "", err
+	}
+	file, err := os.Open(o.cases)
+	if err != nil {
+		return nil, c, 0, "", remedy(err, "name the file with --cases")
+	}
+	defer file.Close()
+	cases, err = conformance.ReadCandidates(file)
+	return cases, c, o.border, o.classification, err
 }
 
 func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) error {
@@ -99,37 +166,9 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 	if err != nil {
 		return err
 	}
-	n, err := stats.SmallestN(o.allowed, o.margin, o.alpha)
-	if err != nil {
-		return usagef("%w", err)
-	}
-	file, err := os.Open(o.cases)
-	if err != nil {
-		return remedy(err, "name the file with --cases")
-	}
-	defer file.Close()
-	candidates, err := conformance.ReadCandidates(file)
+	candidates, criteria, border, classification, err := o.sources(cmd.Flags())
 	if err != nil {
 		return err
-	}
-	decision := attest.Decision{Kind: attest.DecideLabel, Labels: o.labels}
-	if cmd.Flags().Changed("threshold") {
-		decision = attest.Decision{Kind: attest.DecideThreshold, Labels: o.labels, Index: o.thresholdIndex, Threshold: o.threshold}
-	}
-	criteria := attest.Criteria{
-		Version: 2, Noise: &attest.NoiseCriteria{Ratio: o.ratio},
-		Outputs: []attest.OutputCriteria{{Output: o.output, Absolute: o.absolute, Relative: o.relative, NoiseFactor: o.noise, Decision: decision}},
-		Plan:    attest.BinomialPlan{Margin: o.margin, Alpha: o.alpha, Beta: o.beta, N: n, Allowed: o.allowed},
-	}
-	for _, text := range o.limits {
-		l, err := parseLimit(text)
-		if err != nil {
-			return err
-		}
-		criteria.Limits = append(criteria.Limits, l)
-	}
-	if err := criteria.Validate(); err != nil {
-		return usagef("%w", err)
 	}
 	reference, err := o.target.target()
 	if err != nil {
@@ -141,7 +180,7 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 	}
 	opt := conformance.RecordOptions{
 		Name: repo.Reference.Repository + ":" + tag, Model: attest.ResourceOf("", model.Digest), Target: reference, Candidates: candidates,
-		Claim: n, Border: o.border, Criteria: criteria, DataClassification: o.classification, Clock: time.Now,
+		Claim: criteria.Plan.N, Border: border, Criteria: criteria, DataClassification: classification, Clock: time.Now,
 	}
 	bar := g.progress("recording", int64(opt.Requests()), false)
 	opt.Progress = func(n int) { bar.Add(int64(n)) }
@@ -190,19 +229,28 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 		}
 		for _, o := range s.Document.Outputs {
 			raw, _ := json.Marshal(s.Document.Reference.Noise[o.Name])
-			fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: asked again, inputs moved by one ulp, in batches)\n", o.Name, raw, s.Document.Reference.Measured)
+			fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: %s)\n", o.Name, raw, s.Document.Reference.Measured, strings.Join(s.Document.Reference.Perturbations, ", "))
 		}
 	})
 }
 
 func newSuiteShowCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
-		Use:     "show REFERENCE",
-		Short:   "Show a suite",
-		Long:    "Show a suite: what it claims, how many cases it has, and the reference's noise floor.",
-		Example: "  assay suite show credit/suite:1",
+		Use:   "show REFERENCE | FOLDER",
+		Short: "Show a suite, or a draft of one",
+		Long: `Show a suite: what it claims, how many cases it has, and the reference's noise
+floor. Or a draft, by its folder: what it shall claim, what is in it, and what it
+still lacks.`,
+		Example: "  assay suite show credit/suite:1\n  assay suite show ./draft",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if i, err := os.Stat(args[0]); err == nil && i.IsDir() {
+				d, cases, err := conformance.OpenDraft(args[0])
+				if err != nil {
+					return remedy(err, "assay suite new %s …", args[0])
+				}
+				return printDraft(g, args[0], d, cases)
+			}
 			repo, desc, err := g.resolve(cmd.Context(), args[0])
 			if err != nil {
 				return err
