@@ -47,6 +47,9 @@ const (
 	// copying it there costs more than half of what hashing it does.
 	directPiece = 256 << 10
 	directUnit  = 4096
+
+	// readAhead is the size from which it pays to say how a blob will be read.
+	readAhead = 1 << 20
 )
 
 // Options configure Open. The zero value is usable.
@@ -256,6 +259,11 @@ func (b *Blobs) Open(ctx context.Context, key store.Key) (store.Blob, error) {
 	if err != nil {
 		f.Close()
 		return nil, err
+	}
+	if info.Size() >= readAhead {
+		// From the beginning or from some place on, but one byte after the
+		// other: the kernel may read further ahead.
+		unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL)
 	}
 	return &file{f, info.Size()}, nil
 }
