@@ -277,15 +277,18 @@ func preflight(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target
 	return checks
 }
 
-// A journal is the file of observations while they are made.
+// A journal is the file of observations while they are made. It is synced in
+// the background: a disk that is slow must not be measured as the environment.
 type journal struct {
 	mu       sync.Mutex
 	f        *os.File             // guarded by mu, as all below
 	list     []attest.Observation // in the file
-	unsynced int
+	unsynced int                  // since the last sync began
+	syncing  chan error           // what the running sync came to; nil if none runs
 }
 
-// syncEvery is how many observations a power cut may cost.
+// syncEvery is how many observations a power cut may cost, and as many again
+// that were made while a sync ran.
 const syncEvery = 64
 
 func openJournal(path string) (*journal, error) {
@@ -338,9 +341,32 @@ func (j *journal) add(o attest.Observation) error {
 		return fmt.Errorf("recording an observation: %w", err)
 	}
 	j.list = append(j.list, o)
-	if j.unsynced++; j.unsynced >= syncEvery {
+	j.unsynced++
+	if j.unsynced >= 2*syncEvery {
+		if err := j.synced(); err != nil {
+			return err
+		}
+	}
+	if j.unsynced >= syncEvery && j.syncing == nil {
 		j.unsynced = 0
-		return j.f.Sync()
+		j.syncing = make(chan error, 1)
+		go func(f *os.File, done chan<- error) { done <- f.Sync() }(j.f, j.syncing)
+	}
+	if j.syncing != nil && len(j.syncing) > 0 {
+		return j.synced()
+	}
+	return nil
+}
+
+// synced waits for the sync that runs, if one does. The caller holds mu.
+func (j *journal) synced() error {
+	if j.syncing == nil {
+		return nil
+	}
+	err := <-j.syncing
+	j.syncing = nil
+	if err != nil {
+		return fmt.Errorf("recording observations: %w", err)
 	}
 	return nil
 }
@@ -348,7 +374,12 @@ func (j *journal) add(o attest.Observation) error {
 func (j *journal) sync() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.f.Sync()
+	return errors.Join(j.synced(), j.f.Sync())
 }
 
-func (j *journal) close() { j.f.Close() }
+func (j *journal) close() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.synced()
+	j.f.Close()
+}
