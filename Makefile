@@ -65,6 +65,8 @@ soak: deps tools ## the long versions: fuzzing, crash loops, simulations
 bench: tools build ## each figure beside the limit of the same run (ROWS=push, QUICK=1, KEEP=FOLDER)
 	scripts/tool registry $(BENCH_REGISTRY)
 	go run ./scripts/bench -tools $(ASSAY_TOOLS) $(if $(QUICK),-quick) $(if $(ROWS),-rows '$(ROWS)') $(if $(KEEP),-keep $(KEEP))
+	@# A replay beside vegeta, which stays out of the program's module.
+	$(if $(ROWS),,cd conformance/bench && go test -run '^$$' -bench . -benchtime 5x .)
 
 .PHONY: deps
 deps: ## install Debian and npm packages that the tests need, where missing

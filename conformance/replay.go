@@ -376,15 +376,20 @@ func (n *noise) stop() (answers, failures int) {
 // that were about to be made beside it. An attempt without an observation is one
 // during which we were stopped: whether the question was sent is not known, so
 // it is recorded as that and not sent again.
+//
+// It is synced in the background: a disk that is slow must not be measured as
+// the environment.
 type journal struct {
 	mu       sync.Mutex
 	f        *os.File // guarded by mu, as all below
 	intents  *os.File
 	list     []attest.Observation // in the file
-	unsynced int
+	unsynced int                  // since the last sync began
+	syncing  chan error           // what the running sync came to; nil if none runs
 }
 
-// syncEvery is how many observations a power cut may cost.
+// syncEvery is how many observations a power cut may cost, and as many again
+// that were made while a sync ran.
 const syncEvery = 64
 
 func openJournal(path string) (*journal, error) {
@@ -501,9 +506,32 @@ func (j *journal) add(o attest.Observation) error {
 		return fmt.Errorf("recording an observation: %w", err)
 	}
 	j.list = append(j.list, o)
-	if j.unsynced++; j.unsynced >= syncEvery {
+	j.unsynced++
+	if j.unsynced >= 2*syncEvery {
+		if err := j.synced(); err != nil {
+			return err
+		}
+	}
+	if j.unsynced >= syncEvery && j.syncing == nil {
 		j.unsynced = 0
-		return j.f.Sync()
+		j.syncing = make(chan error, 1)
+		go func(f *os.File, done chan<- error) { done <- f.Sync() }(j.f, j.syncing)
+	}
+	if j.syncing != nil && len(j.syncing) > 0 {
+		return j.synced()
+	}
+	return nil
+}
+
+// synced waits for the sync that runs, if one does. The caller holds mu.
+func (j *journal) synced() error {
+	if j.syncing == nil {
+		return nil
+	}
+	err := <-j.syncing
+	j.syncing = nil
+	if err != nil {
+		return fmt.Errorf("recording observations: %w", err)
 	}
 	return nil
 }
@@ -511,10 +539,13 @@ func (j *journal) add(o attest.Observation) error {
 func (j *journal) sync() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.f.Sync()
+	return errors.Join(j.synced(), j.f.Sync())
 }
 
 func (j *journal) close() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.synced()
 	j.f.Close()
 	if j.intents != nil {
 		j.intents.Close()

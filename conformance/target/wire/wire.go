@@ -111,32 +111,36 @@ func (c *Client) Send(ctx context.Context, method, address string, header map[st
 	defer resp.Body.Close()
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	stream := media == "text/event-stream" || media == "application/x-ndjson" || media == "application/jsonl"
-	var buf bytes.Buffer
-	if resp.ContentLength > 0 && resp.ContentLength <= MaxResponse {
-		buf.Grow(int(resp.ContentLength) + bytes.MinRead)
+	// One byte more than there should be, so that the end is seen in one read.
+	size := int64(512)
+	if resp.ContentLength >= 0 {
+		size = min(resp.ContentLength, MaxResponse) + 1
 	}
-	piece := make([]byte, 32<<10)
+	body = make([]byte, 0, size)
 	for {
-		n, err := resp.Body.Read(piece)
-		buf.Write(piece[:n])
+		n, err := resp.Body.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
 		if n > 0 && stream {
-			x.Arrivals = append(x.Arrivals, target.Arrival{Bytes: buf.Len(), After: time.Since(x.Sent)})
+			x.Arrivals = append(x.Arrivals, target.Arrival{Bytes: len(body), After: time.Since(x.Sent)})
 		}
-		if buf.Len() > MaxResponse {
+		if len(body) > MaxResponse {
 			return fail("too-large", fmt.Errorf("the answer has more than %d bytes", MaxResponse))
 		}
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
-			x.Body = buf.Bytes()
+			x.Body = body
 			return fail("truncated", err)
 		}
+		if len(body) == cap(body) {
+			body = append(body, 0)[:len(body)]
+		}
 	}
-	if buf.Len() == 0 {
+	if len(body) == 0 {
 		return fail("truncated", fmt.Errorf("status %d with an empty answer", resp.StatusCode))
 	}
-	x.Received, x.Status, x.Body = time.Now().UTC(), resp.StatusCode, buf.Bytes()
+	x.Received, x.Status, x.Body = time.Now().UTC(), resp.StatusCode, body
 	for _, name := range evidence {
 		if v := resp.Header.Get(name); v != "" {
 			if x.Header == nil {
