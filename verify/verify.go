@@ -1,7 +1,12 @@
 // Package verify turns a bundle, a digest and a trust file into a *[Verified],
-// or into a *[Failure] that says why not. It signs statements ([SignStatement]),
-// keeps trust per role ([Trust]) and gathers all evidence about a model from
-// wherever it is stored ([Gather]).
+// or into a *[Failure] that says why not. It signs statements ([Signer]), keeps
+// trust per role ([Trust]) and gathers all evidence about a model from wherever
+// it is stored ([Gather]).
+//
+// What is verified: Sigstore bundles v0.1 to v0.3, signed with a key, with a
+// certificate of a private authority, or keyless (Fulcio, Rekor v1 and v2),
+// with RFC 3161 timestamps; and what cosign before version 3 attached, signed
+// with a key. Signatures of Notation are recognized and shown as unverified.
 //
 // A Verified exists only if verification succeeded: who holds one needs no
 // further check of the signature, the subject, the role or the window.

@@ -47,7 +47,10 @@ over gRPC and the same over REST, as declared in proto/assay/v1.
 
 Package verify signs statements into Sigstore bundles and turns a bundle, a
 digest and a trust file into a *Verified, or an error that says why not. Trust
-is per role: the key that releases models cannot certify them. verify/attest
+is per role: the key that releases models cannot certify them. A signer is known
+by a key or by what a certificate says, and what counts is when they signed, by
+the best evidence there is: a timestamp, the log, none. verify/oms does the same
+for OpenSSF Model Signing, from the digests in a manifest. verify/attest
 holds every document that is signed or passed between rooms, in canonical form,
 with schemas and vectors. verify/gate is a pure function from a policy,
 evidence and a time to a decision with reasons.
