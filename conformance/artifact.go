@@ -115,11 +115,12 @@ const (
 	fileEnvironment  = "environment.json"
 )
 
-// Artifact renders the suite.
+// Artifact renders the suite, its sealed cases closed.
 func (s *Suite) Artifact() (*Artifact, error) {
-	if err := s.validate(); err != nil {
+	if err := s.check(); err != nil {
 		return nil, err
 	}
+	shown, tensorsShown := s.public()
 	suite, err := attest.Marshal(s.Document)
 	if err != nil {
 		return nil, err
@@ -128,11 +129,11 @@ func (s *Suite) Artifact() (*Artifact, error) {
 	if err != nil {
 		return nil, err
 	}
-	cases, err := marshalLines(s.Cases)
+	cases, err := marshalLines(shown)
 	if err != nil {
 		return nil, err
 	}
-	tensors, err := writeTensors(s.Tensors)
+	tensors, err := writeTensors(tensorsShown)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +145,8 @@ func (s *Suite) Artifact() (*Artifact, error) {
 	})
 }
 
-// ReadSuite fetches and checks a suite.
+// ReadSuite fetches and checks a suite. Its sealed part, if it has one, is
+// closed: see [Suite.Open].
 func ReadSuite(ctx context.Context, fetch Fetch, desc ocispec.Descriptor) (*Suite, error) {
 	files, _, err := readParts(ctx, fetch, desc, attest.SuiteType, fileSuite, fileCriteria, fileCases, fileTensors)
 	if err != nil {
@@ -167,7 +169,7 @@ func ReadSuite(ctx context.Context, fetch Fetch, desc ocispec.Descriptor) (*Suit
 	// fetch checked the digests, so a suite as it was read need not be rendered
 	// again to know its own.
 	s.digest, s.criteria = desc.Digest, digest.FromBytes(files[fileCriteria])
-	return s, s.validate()
+	return s, s.check()
 }
 
 // shareSlices lets cases of the same slices have one map of them: of a hundred

@@ -58,6 +58,9 @@ type Candidate struct {
 	// is to be a claim or a border case, and may be "".
 	Outputs map[string]CandidateTensor `json:"outputs,omitempty"`
 	Stratum string                     `json:"stratum,omitempty"`
+
+	// Sealed says that it is to be in the sealed part of a suite.
+	Sealed bool `json:"sealed,omitempty"`
 }
 
 // A CandidateTensor is an input tensor, written as numbers.
@@ -389,8 +392,18 @@ func decide(c attest.OutputCriteria, outputs []compare.Tensor) (decision int, di
 	return compare.Label(values)
 }
 
-// validate checks that the parts of a suite fit together.
+// validate checks that the parts of a suite fit together, and that all of it
+// is there: a sealed part must have been opened.
 func (s *Suite) validate() error {
+	if n := s.Closed(); n > 0 {
+		return fmt.Errorf("suite: %d of %d cases are sealed, and the sealed part was not given", n, len(s.Cases))
+	}
+	return s.check()
+}
+
+// check checks that the parts of a suite fit together, as far as they are
+// open.
+func (s *Suite) check() error {
 	if err := s.Document.Validate(); err != nil {
 		return err
 	}
@@ -412,6 +425,15 @@ func (s *Suite) validate() error {
 			return fmt.Errorf("suite: case %q is out of order or there twice", c.ID)
 		}
 		last = c.ID
+		if isClosed(c) {
+			if c.Label != "" || len(c.Slice) > 0 {
+				return fmt.Errorf("suite: sealed case %s says more than its digest", c.ID)
+			}
+			if err := digest.Digest(c.Sealed).Validate(); err != nil {
+				return fmt.Errorf("suite: sealed case %s: %w", c.ID, err)
+			}
+			continue
+		}
 		for _, i := range s.Document.Inputs {
 			if _, ok := s.Tensors[c.InputTensor(i.Name)]; !ok {
 				return fmt.Errorf("suite: case %s has no input %s", c.ID, i.Name)

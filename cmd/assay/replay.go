@@ -23,7 +23,7 @@ import (
 )
 
 func newReplayCommand(g *globals) *cobra.Command {
-	var suiteRef, env, dir, tag string
+	var suiteRef, env, dir, tag, sealed string
 	var reports []string
 	var concurrency, retries, probes, noiseTraffic int
 	var rate float64
@@ -63,6 +63,9 @@ inconclusive.`,
 				return err
 			}
 			suite, err := conformance.ReadSuite(ctx, g.fetcher(suiteRepo), suiteDesc)
+			if err == nil {
+				err = openSealed(suite, sealed)
+			}
 			if err != nil {
 				return err
 			}
@@ -135,6 +138,7 @@ inconclusive.`,
 	f := c.Flags()
 	f.StringVar(&suiteRef, "suite", "", "the suite to measure with")
 	f.StringVar(&env, "env", "", "the environment to measure")
+	f.StringVar(&sealed, "sealed", "", sealedUsage)
 	f.StringVar(&dir, "dir", "", "keep the observations here while they are made, to go on after an interruption")
 	f.StringVar(&tag, "tag", "", "a tag for the replay")
 	f.IntVar(&concurrency, "concurrency", 1, "how many questions are asked at once")
@@ -217,7 +221,7 @@ func verdictStatus(v attest.Verdict) int {
 }
 
 // replayed reads a replay with everything that its verdict follows from.
-func (g *globals) replayed(ctx context.Context, ref string) (*remote.Repository, ocispec.Descriptor, *conformance.Replayed, []byte, error) {
+func (g *globals) replayed(ctx context.Context, ref, sealed string) (*remote.Repository, ocispec.Descriptor, *conformance.Replayed, []byte, error) {
 	repo, desc, err := g.resolve(ctx, ref)
 	if err != nil {
 		return nil, desc, nil, nil, err
@@ -225,6 +229,9 @@ func (g *globals) replayed(ctx context.Context, ref string) (*remote.Repository,
 	r, kept, err := conformance.ReadReplayed(ctx, g.fetcher(repo), desc, func(ctx context.Context, d digest.Digest) (ocispec.Descriptor, error) {
 		return repo.Resolve(ctx, string(d))
 	})
+	if err == nil {
+		err = openSealed(r.Suite, sealed)
+	}
 	return repo, desc, r, kept, err
 }
 
@@ -234,6 +241,7 @@ func reportFlag(f *pflag.FlagSet, files *[]string) {
 
 func newJudgeCommand(g *globals) *cobra.Command {
 	var reports []string
+	var sealed string
 	c := &cobra.Command{
 		Use:   "judge REPLAY",
 		Short: "Make the verdict of a replay again",
@@ -244,7 +252,7 @@ The exit status is 0 for CERTIFIED, 3 for REJECTED and 4 for INCONCLUSIVE.`,
 		Example: "  assay judge credit/scorer@sha256:…",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			repo, desc, r, kept, err := g.replayed(cmd.Context(), args[0])
+			repo, desc, r, kept, err := g.replayed(cmd.Context(), args[0], sealed)
 			if err != nil {
 				return err
 			}
@@ -263,11 +271,12 @@ The exit status is 0 for CERTIFIED, 3 for REJECTED and 4 for INCONCLUSIVE.`,
 		},
 	}
 	reportFlag(c.Flags(), &reports)
+	c.Flags().StringVar(&sealed, "sealed", "", sealedUsage)
 	return c
 }
 
 func newCertifyCommand(g *globals) *cobra.Command {
-	var key, tag string
+	var key, tag, sealed string
 	var valid time.Duration
 	c := &cobra.Command{
 		Use:   "certify REPLAY",
@@ -285,7 +294,7 @@ The exit status is 0 for a certificate, 3 for REJECTED and 4 for INCONCLUSIVE.`,
 			if err != nil {
 				return err
 			}
-			repo, desc, r, kept, err := g.replayed(ctx, args[0])
+			repo, desc, r, kept, err := g.replayed(ctx, args[0], sealed)
 			if err != nil {
 				return err
 			}
@@ -356,6 +365,7 @@ The exit status is 0 for a certificate, 3 for REJECTED and 4 for INCONCLUSIVE.`,
 	}
 	c.Flags().StringVar(&key, "key", "", "the private key file, of the role conformance")
 	c.Flags().StringVar(&tag, "tag", "", "a tag for the certificate or refusal")
+	c.Flags().StringVar(&sealed, "sealed", "", sealedUsage)
 	c.Flags().DurationVar(&valid, "valid", conformance.DefaultValidity, "how long a certificate holds")
 	return c
 }

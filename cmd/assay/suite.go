@@ -30,8 +30,8 @@ func newSuiteCommand(g *globals) *cobra.Command {
 }
 
 type suiteOptions struct {
-	cases, model, draft string
-	target              targetFlags
+	cases, model, draft, seal string
+	target                    targetFlags
 	criteriaFlags
 }
 
@@ -122,6 +122,7 @@ The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
 	f.StringVar(&o.model, "model", "", "the model version that the reference serves")
 	o.target.register(f, "name")
 	o.criteriaFlags.register(f)
+	f.StringVar(&o.seal, "seal", "", sealUsage)
 	f.StringVar(&o.draft, "draft", "", "the folder of a draft, which has the cases and what is claimed")
 	for _, name := range []string{"model", "url", "name"} {
 		c.MarkFlagRequired(name)
@@ -182,11 +183,17 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 		Name: repo.Reference.Repository + ":" + tag, Model: attest.ResourceOf("", model.Digest), Target: reference, Candidates: candidates,
 		Claim: criteria.Plan.N, Border: border, Criteria: criteria, DataClassification: classification, Clock: time.Now,
 	}
+	if err := sealable(candidates, o.seal); err != nil {
+		return err
+	}
 	bar := g.progress("recording", int64(opt.Requests()), false)
 	opt.Progress = func(n int) { bar.Add(int64(n)) }
 	suite, err := conformance.Record(ctx, tg, opt)
 	bar.Stop()
 	if err != nil {
+		return err
+	}
+	if err := seal(suite, candidates, o.seal); err != nil {
 		return err
 	}
 	a, err := suite.Artifact()
@@ -217,11 +224,15 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 		Digest   string          `json:"digest"`
 		Document attest.Suite    `json:"document"`
 		Criteria attest.Criteria `json:"criteria"`
-	}{digest, s.Document, s.Criteria}, func(w io.Writer) {
+		Sealed   int             `json:"sealed"`
+	}{digest, s.Document, s.Criteria, s.Sealed()}, func(w io.Writer) {
 		p := s.Criteria.Plan
 		fmt.Fprintf(w, "suite %s\n  digest %s\n", s.Document.Name, digest)
 		fmt.Fprintf(w, "  %d claim cases and %d border cases of %s data, recorded from %s version %s (%s)\n",
 			s.Document.Claim, s.Document.Border, s.Document.DataClassification, s.Document.Reference.ServedModel, s.Document.Reference.ServedVersion, s.Document.Reference.Platform)
+		if n := s.Sealed(); n > 0 {
+			fmt.Fprintf(w, "  %d cases are sealed: a replay and whoever judges it need the sealed part (--sealed FOLDER)\n", n)
+		}
 		fmt.Fprintf(w, "  certifies when at most %d of %d decisions flip: excludes a rate of %s with %s confidence\n", p.Allowed, p.N, stats.Format(p.Margin), stats.Format(1-p.Alpha))
 		fmt.Fprintf(w, "  a rate of %s or more is refused with probability %s\n", stats.Format(stats.Detectable(p.N, p.Allowed, p.Beta)), stats.Format(1-p.Beta))
 		for _, l := range s.Criteria.Limits {

@@ -62,6 +62,7 @@ for one unlucky case, and needs more cases.`,
 
 func newSuiteAddCommand(g *globals) *cobra.Command {
 	var file, id, label, stratum string
+	var sealed bool
 	var inputs, outputs []string
 	var slice map[string]string
 	c := &cobra.Command{
@@ -106,6 +107,9 @@ All cases are added, or with an error none.`,
 				}
 				cases, from = []conformance.Candidate{one}, "the command line"
 			}
+			for i := range cases {
+				cases[i].Sealed = cases[i].Sealed || sealed
+			}
 			d, all, err := conformance.AddCases(args[0], cases, conformance.Added{From: from})
 			if err != nil {
 				return remedy(err, "nothing was added to %s", args[0])
@@ -121,6 +125,7 @@ All cases are added, or with an error none.`,
 	f.StringVar(&label, "label", "", "what is right, if it is known; never compared")
 	f.StringToStringVar(&slice, "slice", nil, "tags for reports by group, KEY=VALUE")
 	f.StringVar(&stratum, "stratum", "", "claim: never a border case; border: a border case before all others")
+	f.BoolVar(&sealed, "sealed", false, "the cases are to be in the sealed part of the suite")
 	c.MarkFlagsOneRequired("cases", "id")
 	c.MarkFlagsMutuallyExclusive("cases", "id")
 	c.MarkFlagsMutuallyExclusive("cases", "input")
@@ -154,6 +159,7 @@ func tensorFlags(flag string, list []string) (map[string]conformance.CandidateTe
 func newSuiteImportCommand(g *globals) *cobra.Command {
 	var o ingest.Options
 	var format, stratum string
+	var sealed bool
 	var slice map[string]string
 	c := &cobra.Command{
 		Use:   "import FOLDER PATH --format FORMAT",
@@ -195,7 +201,7 @@ What was left out or taken to be something is said, and kept in the draft.`,
 				return out
 			}
 			for _, c := range r.Cases {
-				cases = append(cases, conformance.Candidate{ID: c.ID, Inputs: tensors(c.Inputs), Outputs: tensors(c.Outputs), Label: c.Label, Slice: slice, Stratum: stratum})
+				cases = append(cases, conformance.Candidate{ID: c.ID, Inputs: tensors(c.Inputs), Outputs: tensors(c.Outputs), Label: c.Label, Slice: slice, Stratum: stratum, Sealed: sealed})
 			}
 			d, all, err := conformance.AddCases(args[0], cases, conformance.Added{From: format + " " + filepath.Base(args[1]), Notes: shorten(r.Notes)})
 			if err != nil {
@@ -218,6 +224,7 @@ What was left out or taken to be something is said, and kept in the draft.`,
 	f.BoolVar(&o.Whole, "whole", false, "take arrays as one case, not their rows as cases")
 	f.StringToStringVar(&slice, "slice", nil, "tags for the cases, KEY=VALUE")
 	f.StringVar(&stratum, "stratum", "", "claim or border, as in 'assay suite add'")
+	f.BoolVar(&sealed, "sealed", false, "the cases are to be in the sealed part of the suite")
 	c.MarkFlagRequired("format")
 	return c
 }
@@ -241,7 +248,7 @@ func shorten(notes []string) []string {
 }
 
 func newSuitePushCommand(g *globals) *cobra.Command {
-	var model string
+	var model, folder string
 	var t targetFlags
 	c := &cobra.Command{
 		Use:   "push FOLDER REFERENCE",
@@ -276,6 +283,12 @@ is measured then: the suite says so, and notes what the outputs' types can hold.
 			if err != nil {
 				return remedy(fmt.Errorf("draft %s: %w", args[0], err), "'assay suite show %s' says what it lacks", args[0])
 			}
+			if err := sealable(cases, folder); err != nil {
+				return err
+			}
+			if err := seal(suite, cases, folder); err != nil {
+				return err
+			}
 			a, err := suite.Artifact()
 			if err != nil {
 				return err
@@ -287,6 +300,7 @@ is measured then: the suite says so, and notes what the outputs' types can hold.
 		},
 	}
 	c.Flags().StringVar(&model, "model", "", "the model version that the golden outputs are of")
+	c.Flags().StringVar(&folder, "seal", "", sealUsage)
 	t.register(c.Flags(), "name")
 	c.Flags().MarkHidden("url") // nobody is asked
 	c.MarkFlagRequired("model")
@@ -321,6 +335,9 @@ func printDraft(g *globals, dir string, d conformance.Draft, cases []conformance
 			fmt.Fprintf(w, "  %s decides (%s: %s)\n", o.Output, o.Decision.Kind, strings.Join(o.Decision.Labels, ", "))
 		}
 		fmt.Fprintf(w, "  %d cases, %d of them with golden outputs\n", len(cases), golden)
+		if n := len(toSeal(cases)); n > 0 {
+			fmt.Fprintf(w, "  %d cases are to be sealed (--seal FOLDER when it is recorded or pushed)\n", n)
+		}
 		for _, a := range d.Added {
 			fmt.Fprintf(w, "  added  %d from %s\n", a.Cases, a.From)
 			for _, n := range a.Notes {

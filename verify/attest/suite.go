@@ -63,8 +63,13 @@ type Case struct {
 	// Slice tags the case for reports by group.
 	Slice map[string]string `json:"slice,omitempty"`
 
-	// Request is the digest of the bytes that are sent for this case.
+	// Request is the digest of the bytes that are sent for this case; "" if
+	// the case is sealed.
 	Request string `json:"request"`
+
+	// Sealed is the digest of the canonical bytes of a sealed case. All else
+	// that is known of it is its id and its stratum.
+	Sealed string `json:"sealed,omitempty"`
 }
 
 // InputTensor and OutputTensor are the names of a case's tensors in
