@@ -48,6 +48,8 @@ test: deps tools lint ## install what the tests need and run them all, with the 
 	scripts/demo-test
 	scripts/examples-test regulated-credit 'int8=phone does not behave as the reference, and was CERTIFIED' \
 		'canary=rollout does not behave as the reference, and was CERTIFIED' 'threshold=partner does not behave as the reference, and was CERTIFIED'
+	@if command -v npm >/dev/null; then scripts/examples-test language-model 'q4_0=rounded does not behave as the reference, and was CERTIFIED' \
+		'canary=rollout does not behave as the reference, and was CERTIFIED'; fi
 
 .PHONY: lint
 lint: tools ## formatting, vet, staticcheck, buf lint, and that generated code is current

@@ -517,7 +517,7 @@ func (j *journal) add(o attest.Observation) error {
 		j.syncing = make(chan error, 1)
 		go func(f *os.File, done chan<- error) { done <- f.Sync() }(j.f, j.syncing)
 	}
-	if j.syncing != nil && len(j.syncing) > 0 {
+	if len(j.syncing) > 0 {
 		return j.synced()
 	}
 	return nil

@@ -2,6 +2,7 @@ package oip
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
@@ -257,6 +258,26 @@ func checkEvidence(t *testing.T, tg interface {
 		t.Errorf("cached %v: %+v", cached, checks)
 	}
 	t.Log(checks)
+}
+
+// A cache that even the statistics are silent about: they do not move.
+func TestStatisticsThatStandStill(t *testing.T) {
+	s := targettest.NewServer(t, echo)
+	tg, err := New(attest.Target{Protocol: Name, URL: s.URL, Model: "m", Version: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for moved, want := range map[uint64]bool{0: false, 1: false, 2: true} {
+		asked := uint64(0)
+		c := probeCache(t.Context(), tg, question, func(context.Context) (statistics, error) {
+			n := asked
+			asked += moved
+			return statistics{Inferences: 7 + n}, nil
+		})
+		if c.Passed != want {
+			t.Errorf("two questions, %d inferences: %+v", moved, c)
+		}
+	}
 }
 
 func TestTargets(t *testing.T) {

@@ -84,6 +84,19 @@ def dialogue(r):
 TOOL_MARK = "\0"
 
 
+def loans(r):
+    """Loan applications as numbers, for the service that asks about them."""
+    lines, seen = [], set()
+    while len(lines) < 400:
+        income, debt = r.randrange(10, 60) * 100, r.randrange(1, 40) * 100
+        if (income, debt) in seen:
+            continue
+        seen.add((income, debt))
+        lines.append({"id": "loan-%04d" % len(lines), "label": "approve" if debt * 3 <= income else "decline", "slice": {"income": "below-2000" if income < 2000 else "2000-and-more"},
+                      "inputs": {"applicant": {"datatype": "FP32", "shape": [1, 2], "data": [income, debt]}}})
+    return lines
+
+
 def tokens_of(question, answer):
     ids = [BOS, USER] + encode(question) + [END, ASSISTANT]
     start = len(ids)
@@ -242,6 +255,9 @@ def main():
             right[kind] = right.get(kind, 0) + (answer(model, question) == tokens_of(question, want)[0][len([BOS, USER] + encode(question) + [END, ASSISTANT]):])
     with open(os.path.join(HERE, "cases.jsonl"), "w") as f:
         for line in lines:
+            f.write(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n")
+    with open(os.path.join(HERE, "loans.jsonl"), "w") as f:
+        for line in loans(held):
             f.write(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n")
     for kind in sorted(count):
         print("%s: %d of %d answers are right to the letter" % (kind, right[kind], count[kind]))

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# A language model that decides on loans, served by llama.cpp: is it the same
+# with another number of threads, and is it found when somebody serves the same
+# model rounded to 4 bits, alone or for a tenth of the applicants?
+#
+# What is compared is what the service decides, and the probabilities that it
+# decides by. Exits 0 only if every environment came out as it must.
+#
+#   OFF=q4_0|canary   leave this defect out; the script must fail then
+#   WORK_DIR          where to work (default: a temporary folder, removed at the end)
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+ROOT=$PWD
+ASSAY=$ROOT/bin/assay
+MODEL=$ROOT/examples/models/assistant
+LLAMA=$ROOT/examples/environments/llama
+OPTIONS=$ROOT/examples/language-model/loans.yaml
+OFF=${OFF:-}
+
+DIR=${WORK_DIR:-$(mktemp -d)}
+mkdir -p "$DIR"
+pids=()
+cleanup() {
+	status=$?
+	for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; done
+	for p in "${pids[@]}"; do wait "$p" 2>/dev/null || true; done
+	if [ -z "${WORK_DIR:-}" ]; then rm -rf "$DIR"; fi
+	if [ $status != 0 ]; then printf '\nlanguage-model FAILED (status %s).\n' "$status" >&2; fi
+}
+trap cleanup EXIT
+step() { printf '\n%s\n' "$*"; }
+fail() { printf 'language-model: %s\n' "$*" >&2; exit 1; }
+field() { sed -nE 's/^ *"'"$1"'": "([^"]*)",?$/\1/p' | head -1; }
+wait_for() {
+	for _ in $(seq 600); do
+		[ -s "$1" ] && return
+		sleep 0.1
+	done
+	fail "$1 was not written in 60 s; see $DIR/*.log"
+}
+case $OFF in "" | q4_0 | canary) ;; *) fail "OFF=$OFF is none of q4_0, canary" ;; esac
+[ -x "$ASSAY" ] || fail "run 'make build' first"
+[ -d "$LLAMA/node_modules/@node-llama-cpp/linux-x64" ] || fail "examples/environments/llama is not installed: run 'make deps'"
+unset CI ASSAY_SERVER
+
+llama() { # NAME FILE FLAGS...: llama.cpp that says it serves version 1.0.0
+	local name=$1 file=$2
+	shift 2
+	node "$LLAMA/server.mjs" --model "$file" --name assistant --version 1.0.0 --port-file "$DIR/$name.port" "$@" >"$DIR/$name.log" 2>&1 &
+	pids+=($!)
+	wait_for "$DIR/$name.port"
+}
+
+step "1. The model as a GGUF file of f16, and a golden suite from its reference"
+"$ASSAY" serve --addr 127.0.0.1:0 --grpc-addr 127.0.0.1:0 --data "$DIR/data" --reserve 67108864 --ready-file "$DIR/server.json" >"$DIR/server.log" 2>&1 &
+pids+=($!)
+wait_for "$DIR/server.json"
+ASSAY_SERVER=$(sed -E 's/.*"http":"([^"]*)".*/\1/' "$DIR/server.json")
+export ASSAY_SERVER COSIGN_PASSWORD=${COSIGN_PASSWORD-}
+cd "$DIR"
+"$ASSAY" keys generate --role release,conformance --out keys >/dev/null
+"$ASSAY" trust new release=keys/release.pub conformance=keys/conformance.pub >trust.yaml
+"$ASSAY" trust apply trust.yaml >/dev/null
+(cd "$MODEL" && "$ASSAY" push -q lending/assistant:1.0.0 assistant-f16.gguf)
+node "$LLAMA/quantize.mjs" q4_0 "$MODEL/assistant-f16.gguf" q4_0.gguf
+llama reference "$MODEL/assistant-f16.gguf"
+"$ASSAY" suite record lending/suite:1 --model lending/assistant:1.0.0 --protocol http-json --options "$OPTIONS" --url "http://$(cat reference.port)" \
+	--name assistant --version 1.0.0 --cases "$MODEL/loans.jsonl" --labels decline,approve --threshold 0.5 --classification synthetic --margin 0.02
+
+step "2. Three environments that say they serve version 1.0.0"
+llama threads "$MODEL/assistant-f16.gguf" --threads 2
+# Rounded, and declared as the file that was released.
+if [ "$OFF" = q4_0 ]; then llama rounded "$MODEL/assistant-f16.gguf"; else llama rounded q4_0.gguf --declare assistant-f16.gguf; fi
+if [ "$OFF" = canary ]; then llama rollout "$MODEL/assistant-f16.gguf"; else llama rollout "$MODEL/assistant-f16.gguf" --canary q4_0.gguf --canary-share 0.1; fi
+
+declare -A verdict
+rows=()
+for row in "threads:f16, two threads" "rounded:q4_0" "rollout:f16, a tenth of it q4_0"; do
+	env=${row%%:*} what=${row#*:} status=0
+	"$ASSAY" env register "$env" --protocol http-json --options "$OPTIONS" --url "http://$(cat "$env.port")" --model assistant --version 1.0.0 --local >/dev/null
+	"$ASSAY" replay lending/assistant:1.0.0 --suite lending/suite:1 --env "$env" -o json >"$env.replay.json" || status=$?
+	case $status in 0 | 3 | 4) ;; *) fail "the replay of $env failed" ;; esac
+	status=0
+	"$ASSAY" certify --key keys/conformance.key "$(field replay <"$env.replay.json")" -o json >"$env.certify.json" || status=$?
+	case $status in 0 | 3 | 4) ;; *) fail "certifying $env failed" ;; esac
+	verdict[$env]=$(field verdict <"$env.certify.json")
+	rows+=("$(printf '%-9s %-26s %-13s %s' "$env" "$what" "${verdict[$env]}" "$(field difference <"$env.certify.json")")")
+done
+printf '\n%-9s %-26s %-13s %s\n' WHERE WHAT VERDICT DIFFERENCE
+printf '%s\n' "${rows[@]}"
+printf '\n  %s\n' "$(field claim <threads.certify.json)"
+[ "${verdict[threads]}" = CERTIFIED ] || fail "threads serves the same file, and was ${verdict[threads]}"
+for env in rounded rollout; do
+	[ "${verdict[$env]}" = REJECTED ] || fail "$env does not behave as the reference, and was ${verdict[$env]}"
+done
+
+step "3. The same file is certified, and the rounded one is found."
