@@ -34,7 +34,7 @@ import (
 // alpha, and not more. And one that differs in the low bits only is never
 // refused.
 func TestFalseAlarmsOfWholeReplays(t *testing.T) {
-	runs := 60
+	runs := 30
 	if soak() {
 		runs = 1000
 	}
