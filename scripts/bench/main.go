@@ -35,6 +35,7 @@ type bench struct {
 	keep  string // where data that takes long to make is kept between invocations; "" for nowhere
 	quick bool
 	runs  int // of each kind, interleaved
+	many  int // manifests of the row about restarts
 
 	payloads map[int64]*payload
 	results  []result
@@ -91,6 +92,7 @@ func main() {
 	flag.StringVar(&b.keep, "keep", "", "a `folder` to keep prepared data in for the next run")
 	flag.BoolVar(&b.quick, "quick", false, "small sizes, to see that it runs")
 	flag.IntVar(&b.runs, "runs", 5, "how often each thing is measured")
+	flag.IntVar(&b.many, "manifests", 1_000_000, "how many manifests a server is restarted with")
 	flag.StringVar(&rows, "rows", "", "a regular `expression` over the names of the groups: "+names())
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

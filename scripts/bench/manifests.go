@@ -258,7 +258,7 @@ func listRows(b *bench) error {
 
 // restartRows: a million manifests.
 func restartRows(b *bench) error {
-	n := 1_000_000
+	n := b.many
 	if b.quick {
 		n = 50_000
 	}

@@ -174,8 +174,7 @@ func pullRows(b *bench) error {
 		w.close()
 	}
 	path := "/v2/bench/model/blobs/" + p.digest
-	// The file server sends the same file: how it came into the page cache
-	// makes a difference of a fifth.
+	// The file server sends the same file, as it came into the page cache.
 	file, err := largestFile(ours.data)
 	if err != nil {
 		return err
