@@ -602,3 +602,80 @@ func TestModelSigning(t *testing.T) {
 	}
 	h.sound()
 }
+
+// A bundle that was opened while its blob was stored is still judged with the
+// manifest: by the trust file, the subject and the time of that moment.
+func TestSignaturesOpenedAhead(t *testing.T) {
+	h := newHouse(t)
+	m := newTeam(h)
+	if _, _, err := h.trustInForce(t.Context()); err != nil { // parses it
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		between func(model *digest.Digest)
+		spoil   bool
+		opened  bool
+		code    string
+	}{
+		"nothing happens":            {func(*digest.Digest) {}, false, true, verify.OutcomeVerified},
+		"the trust file changes":     {func(*digest.Digest) { m.apply("", verify.Release) }, false, true, verify.CodeUnknownKey},
+		"the window ends":            {func(*digest.Digest) { h.advance(2 * time.Hour) }, false, true, verify.CodeWindow},
+		"it is attached elsewhere":   {func(d *digest.Digest) { *d = h.put(credit, "other", h.model(credit, nil, "application/x-model", "others")).Descriptor.Digest }, false, true, verify.CodeSubject},
+		"nobody's signature is good": {func(*digest.Digest) {}, true, false, verify.CodeUnknownKey},
+	} {
+		t.Run(name, func(t *testing.T) {
+			window := fmt.Sprintf("  notAfter: %s\n", h.clock().Add(time.Hour).UTC().Format(time.RFC3339))
+			m.apply(identity("release", m.keys[verify.Release], window, verify.Release), verify.Release)
+			if _, _, err := h.trustInForce(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			model := h.put(credit, "latest", h.model(credit, nil, "application/x-model", name)).Descriptor.Digest
+			h.blob(credit, "{}")
+			bundle, err := verify.SignStatement(t.Context(), m.keys[verify.Release], releaseStatement(t, model))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.spoil {
+				var b map[string]any
+				if err := json.Unmarshal(bundle, &b); err != nil {
+					t.Fatal(err)
+				}
+				sig := b["dsseEnvelope"].(map[string]any)["signatures"].([]any)[0].(map[string]any)
+				sig["sig"] = base64.StdEncoding.EncodeToString([]byte("another"))
+				if bundle, err = json.Marshal(b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d := h.blob(credit, string(bundle)).Digest
+			h.ahead.mu.Lock()
+			o := h.ahead.found[d]
+			h.ahead.mu.Unlock()
+			if o == nil {
+				t.Fatal("nobody looked at the bundle")
+			}
+			if <-o.done; (o.bundle != nil) != tc.opened {
+				t.Fatalf("opened ahead: %v", o.bundle != nil)
+			}
+			tc.between(&model)
+			ref, err := verify.AttachBundle(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: model, Size: 1}, bundle, attest.PredicateSignature, h.clock())
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.put(credit, string(ref.Descriptor.Digest), ref.Manifest)
+			if facts := m.facts(model); len(facts) != 1 || facts[0].Outcome != tc.code {
+				t.Errorf("%+v, want %s", facts, tc.code)
+			}
+			if len(h.ahead.found) != 0 || len(h.ahead.order) != 0 {
+				t.Errorf("%d bundles are kept", len(h.ahead.found))
+			}
+		})
+	}
+	// What is not sent its manifest does not stay for ever.
+	for i := range 2 * aheadKept {
+		h.ahead.add(digest.FromString(fmt.Sprint(i)), &opening{})
+	}
+	if len(h.ahead.found) != aheadKept || len(h.ahead.order) != aheadKept {
+		t.Errorf("%d bundles are kept, and %d in order", len(h.ahead.found), len(h.ahead.order))
+	}
+	h.sound()
+}
