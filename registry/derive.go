@@ -328,7 +328,11 @@ func (f *factRow) follow(tx *txn, repo string, subject, referrer digest.Digest, 
 		}
 	case attest.Withdrawal:
 		if verified {
-			row(key("withdrawn", string(subject), repo, string(referrer)), withdrawnRow{f.Index, f.At})
+			withdrawal := withdrawnRow{Index: f.Index, At: f.At}
+			if !p.Until.IsZero() {
+				withdrawal.Stated, withdrawal.Until = p.WithdrawnAt, p.Until
+			}
+			row(key("withdrawn", string(subject), repo, string(referrer)), withdrawal)
 		}
 	case attest.Deployment:
 		// Only a verified deployment is an answer to "what ran there".

@@ -617,10 +617,12 @@ func TestSignaturesOpenedAhead(t *testing.T) {
 		opened  bool
 		code    string
 	}{
-		"nothing happens":            {func(*digest.Digest) {}, false, true, verify.OutcomeVerified},
-		"the trust file changes":     {func(*digest.Digest) { m.apply("", verify.Release) }, false, true, verify.CodeUnknownKey},
-		"the window ends":            {func(*digest.Digest) { h.advance(2 * time.Hour) }, false, true, verify.CodeWindow},
-		"it is attached elsewhere":   {func(d *digest.Digest) { *d = h.put(credit, "other", h.model(credit, nil, "application/x-model", "others")).Descriptor.Digest }, false, true, verify.CodeSubject},
+		"nothing happens":        {func(*digest.Digest) {}, false, true, verify.OutcomeVerified},
+		"the trust file changes": {func(*digest.Digest) { m.apply("", verify.Release) }, false, true, verify.CodeUnknownKey},
+		"the window ends":        {func(*digest.Digest) { h.advance(2 * time.Hour) }, false, true, verify.CodeWindow},
+		"it is attached elsewhere": {func(d *digest.Digest) {
+			*d = h.put(credit, "other", h.model(credit, nil, "application/x-model", "others")).Descriptor.Digest
+		}, false, true, verify.CodeSubject},
 		"nobody's signature is good": {func(*digest.Digest) {}, true, false, verify.CodeUnknownKey},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -676,6 +678,95 @@ func TestSignaturesOpenedAhead(t *testing.T) {
 	}
 	if len(h.ahead.found) != aheadKept || len(h.ahead.order) != aheadKept {
 		t.Errorf("%d bundles are kept, and %d in order", len(h.ahead.found), len(h.ahead.order))
+	}
+	h.sound()
+}
+
+// A suspension is in the status list until it ends or is lifted where it was
+// stated.
+func TestSuspension(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	m := newTeam(h)
+	_, certificate := m.certified()
+	h.advance(time.Minute)
+	suspend := func(until time.Duration) {
+		t.Helper()
+		m.state(m.keys[verify.Withdrawal], certificate, attest.Withdrawal{Reason: "under review", WithdrawnAt: h.clock(), StatedBy: "lab", Until: h.clock().Add(until)})
+	}
+	// want also asks offline, with the list alone.
+	key, err := verify.NewKey(h.id.Status)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := verify.ParseTrust(m.yaml(identity("server", key, "", verify.Withdrawal)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(what string, suspended bool) {
+		t.Helper()
+		if rec := m.decide(); rec.Allow == suspended || suspended && !slices.Equal(reasons(rec), []string{gate.CodeSuspended}) {
+			t.Errorf("%s: allow %v, %v", what, rec.Allow, reasons(rec))
+		}
+		signed, err := h.StatusList(ctx, me)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := verify.ParseStatus(signed.Envelope, trust, verify.Context{Repository: credit, Now: h.clock()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, ok := s.List.Find(certificate); ok != suspended || ok && !h.clock().Before(e.Until) {
+			t.Errorf("%s: listed %v: %+v", what, ok, e)
+		}
+	}
+	want("before", false)
+	suspend(6 * time.Hour)
+	want("suspended", true)
+	h.crash()
+	want("after a crash", true)
+	h.advance(6*time.Hour - time.Minute)
+	want("a minute before the end", true)
+	h.advance(time.Minute)
+	want("at the end", false)
+	suspend(6 * time.Hour)
+	want("suspended again", true)
+	// Elsewhere somebody may lift what is elsewhere.
+	elsewhere := signingKey(t)
+	m.apply(strings.Replace(identity("elsewhere", elsewhere, "", verify.Withdrawal), "'**'", "'other/*'", 1))
+	h.advance(time.Minute)
+	lift, err := attest.NewStatement(certificate, attest.Withdrawal{Reason: "fine", WithdrawnAt: h.clock(), StatedBy: "x", Until: h.clock()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := verify.SignStatement(ctx, elsewhere, lift)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := verify.AttachBundle(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: certificate, Size: 1}, b, attest.PredicateWithdrawal, h.clock())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.blob("other/m", "{}")
+	h.blob("other/m", string(ref.Signed))
+	h.put("other/m", string(ref.Descriptor.Digest), ref.Manifest)
+	if list, err := h.Facts(ctx, me, "other/m", certificate); err != nil || len(list) != 1 || list[0].Outcome != verify.OutcomeVerified {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	want("lifted elsewhere", true)
+	m.sign(m.keys[verify.Release], certificate, lift, attest.PredicateWithdrawal)
+	want("lifted without the role", true)
+	m.sign(m.keys[verify.Withdrawal], certificate, lift, attest.PredicateWithdrawal)
+	want("lifted", false)
+	h.advance(time.Minute)
+	m.state(m.keys[verify.Withdrawal], certificate, attest.Withdrawal{Reason: "a mistake", WithdrawnAt: h.clock(), StatedBy: "lab"})
+	h.advance(time.Minute)
+	suspend(0)
+	if rec := m.decide(); rec.Allow || !slices.Contains(reasons(rec), gate.CodeWithdrawn) {
+		t.Errorf("what was withdrawn for good was lifted: %v", reasons(rec))
+	}
+	if l, err := h.StatusList(ctx, me); err != nil || len(l.List.Withdrawn) != 1 || !l.List.Withdrawn[0].Until.IsZero() {
+		t.Errorf("%+v, %v", l.List, err)
 	}
 	h.sound()
 }
