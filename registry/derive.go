@@ -224,11 +224,17 @@ func (r *Registry) verifyStatement(ctx context.Context, repo string, m *manifest
 	if err != nil {
 		return nil, nil, err
 	}
+	now := verify.Context{Repository: repo, AdmittedAt: at, Now: r.clock()}
+	if o := r.ahead.take(layer.Digest); o != nil {
+		// That the blob is in this repository is for the change to find out.
+		v, err := o.Verify(m.subject, trust, now)
+		return v, o.Raw(), err
+	}
 	raw, err := r.readBlob(ctx, repo, layer.Digest, verify.MaxBundle)
 	if err != nil {
 		return nil, nil, err
 	}
-	v, err := verify.Bundle(raw, m.subject, trust, verify.Context{Repository: repo, AdmittedAt: at, Now: r.clock()})
+	v, err := verify.Bundle(raw, m.subject, trust, now)
 	return v, raw, err
 }
 
@@ -322,7 +328,11 @@ func (f *factRow) follow(tx *txn, repo string, subject, referrer digest.Digest, 
 		}
 	case attest.Withdrawal:
 		if verified {
-			row(key("withdrawn", string(subject), repo, string(referrer)), withdrawnRow{f.Index, f.At})
+			withdrawal := withdrawnRow{Index: f.Index, At: f.At}
+			if !p.Until.IsZero() {
+				withdrawal.Stated, withdrawal.Until = p.WithdrawnAt, p.Until
+			}
+			row(key("withdrawn", string(subject), repo, string(referrer)), withdrawal)
 		}
 	case attest.Deployment:
 		// Only a verified deployment is an answer to "what ran there".

@@ -58,6 +58,7 @@ type Registry struct {
 	verifiers chan struct{} // has room for as many as may verify at once
 	reviews   chan struct{} // says that a trust file was put in force
 	parsed    atomic.Pointer[parsedTrust]
+	ahead     ahead
 
 	status struct {
 		sync.Mutex

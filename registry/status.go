@@ -17,8 +17,10 @@ import (
 const StatusLife = 12 * time.Hour
 
 type withdrawnRow struct {
-	Index int64     `json:"index"`
-	At    time.Time `json:"at"`
+	Index  int64     `json:"index"`
+	At     time.Time `json:"at"`
+	Stated time.Time `json:"stated,omitzero"` // of a suspension: when it says that it begins
+	Until  time.Time `json:"until,omitzero"`  // and when it ends
 }
 
 // A SignedStatusList is the list, and what it is verified with.
@@ -76,6 +78,7 @@ func (r *Registry) withdrawn(ctx context.Context) (l attest.StatusList, err erro
 			return err
 		}
 		l.LogSize = log.Size
+		var of withdrawals
 		for row, err := range rd.Scan(under("withdrawn")) {
 			if err != nil {
 				return err
@@ -84,15 +87,14 @@ func (r *Registry) withdrawn(ctx context.Context) (l attest.StatusList, err erro
 			if err := decode(row, &w); err != nil {
 				return err
 			}
-			d := parts(row.Key)[0]
-			if n := len(l.Withdrawn); n > 0 && l.Withdrawn[n-1].Digest == d {
-				if w.At.Before(l.Withdrawn[n-1].Since) {
-					l.Withdrawn[n-1].Since = w.At
-				}
-				continue
+			k := parts(row.Key)
+			if k[0] != of.digest || k[1] != of.repo {
+				of.add(&l, r.clock())
+				of = withdrawals{digest: k[0], repo: k[1]}
 			}
-			l.Withdrawn = append(l.Withdrawn, attest.StatusEntry{Digest: d, Since: w.At})
+			of.rows = append(of.rows, w)
 		}
+		of.add(&l, r.clock())
 		return nil
 	})
 	slices.SortFunc(l.Withdrawn, func(a, b attest.StatusEntry) int {
@@ -105,4 +107,42 @@ func (r *Registry) withdrawn(ctx context.Context) (l attest.StatusList, err erro
 		return 0
 	})
 	return l, err
+}
+
+// withdrawals are those of one thing in one repository: a suspension is lifted
+// where it was stated, and by nobody who may only speak elsewhere.
+type withdrawals struct {
+	digest, repo string
+	rows         []withdrawnRow
+}
+
+// add enters what holds of them into a list, whose last entry may be of the
+// same thing: then what holds longer stays, and the earlier beginning.
+func (ws withdrawals) add(l *attest.StatusList, now time.Time) {
+	stated := make([]attest.Withdrawal, len(ws.rows))
+	for i, w := range ws.rows {
+		stated[i] = attest.Withdrawal{WithdrawnAt: w.Stated, Until: w.Until}
+	}
+	i := attest.InForce(stated, now)
+	if i < 0 {
+		return
+	}
+	e := attest.StatusEntry{Digest: ws.digest, Since: ws.rows[i].At, Until: ws.rows[i].Until}
+	for _, w := range ws.rows {
+		if w.Until.Equal(e.Until) && w.At.Before(e.Since) {
+			e.Since = w.At
+		}
+	}
+	n := len(l.Withdrawn)
+	if n == 0 || l.Withdrawn[n-1].Digest != ws.digest {
+		l.Withdrawn = append(l.Withdrawn, e)
+		return
+	}
+	last := &l.Withdrawn[n-1]
+	if e.Since.Before(last.Since) {
+		last.Since = e.Since
+	}
+	if !last.Until.IsZero() && (e.Until.IsZero() || e.Until.After(last.Until)) {
+		last.Until = e.Until
+	}
 }

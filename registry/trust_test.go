@@ -602,3 +602,171 @@ func TestModelSigning(t *testing.T) {
 	}
 	h.sound()
 }
+
+// A bundle that was opened while its blob was stored is still judged with the
+// manifest: by the trust file, the subject and the time of that moment.
+func TestSignaturesOpenedAhead(t *testing.T) {
+	h := newHouse(t)
+	m := newTeam(h)
+	if _, _, err := h.trustInForce(t.Context()); err != nil { // parses it
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		between func(model *digest.Digest)
+		spoil   bool
+		opened  bool
+		code    string
+	}{
+		"nothing happens":        {func(*digest.Digest) {}, false, true, verify.OutcomeVerified},
+		"the trust file changes": {func(*digest.Digest) { m.apply("", verify.Release) }, false, true, verify.CodeUnknownKey},
+		"the window ends":        {func(*digest.Digest) { h.advance(2 * time.Hour) }, false, true, verify.CodeWindow},
+		"it is attached elsewhere": {func(d *digest.Digest) {
+			*d = h.put(credit, "other", h.model(credit, nil, "application/x-model", "others")).Descriptor.Digest
+		}, false, true, verify.CodeSubject},
+		"nobody's signature is good": {func(*digest.Digest) {}, true, false, verify.CodeUnknownKey},
+	} {
+		t.Run(name, func(t *testing.T) {
+			window := fmt.Sprintf("  notAfter: %s\n", h.clock().Add(time.Hour).UTC().Format(time.RFC3339))
+			m.apply(identity("release", m.keys[verify.Release], window, verify.Release), verify.Release)
+			if _, _, err := h.trustInForce(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			model := h.put(credit, "latest", h.model(credit, nil, "application/x-model", name)).Descriptor.Digest
+			h.blob(credit, "{}")
+			bundle, err := verify.SignStatement(t.Context(), m.keys[verify.Release], releaseStatement(t, model))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.spoil {
+				var b map[string]any
+				if err := json.Unmarshal(bundle, &b); err != nil {
+					t.Fatal(err)
+				}
+				sig := b["dsseEnvelope"].(map[string]any)["signatures"].([]any)[0].(map[string]any)
+				sig["sig"] = base64.StdEncoding.EncodeToString([]byte("another"))
+				if bundle, err = json.Marshal(b); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d := h.blob(credit, string(bundle)).Digest
+			h.ahead.mu.Lock()
+			o := h.ahead.found[d]
+			h.ahead.mu.Unlock()
+			if o == nil {
+				t.Fatal("nobody looked at the bundle")
+			}
+			if <-o.done; (o.bundle != nil) != tc.opened {
+				t.Fatalf("opened ahead: %v", o.bundle != nil)
+			}
+			tc.between(&model)
+			ref, err := verify.AttachBundle(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: model, Size: 1}, bundle, attest.PredicateSignature, h.clock())
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.put(credit, string(ref.Descriptor.Digest), ref.Manifest)
+			if facts := m.facts(model); len(facts) != 1 || facts[0].Outcome != tc.code {
+				t.Errorf("%+v, want %s", facts, tc.code)
+			}
+			if len(h.ahead.found) != 0 || len(h.ahead.order) != 0 {
+				t.Errorf("%d bundles are kept", len(h.ahead.found))
+			}
+		})
+	}
+	// What is not sent its manifest does not stay for ever.
+	for i := range 2 * aheadKept {
+		h.ahead.add(digest.FromString(fmt.Sprint(i)), &opening{})
+	}
+	if len(h.ahead.found) != aheadKept || len(h.ahead.order) != aheadKept {
+		t.Errorf("%d bundles are kept, and %d in order", len(h.ahead.found), len(h.ahead.order))
+	}
+	h.sound()
+}
+
+// A suspension is in the status list until it ends or is lifted where it was
+// stated.
+func TestSuspension(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	m := newTeam(h)
+	_, certificate := m.certified()
+	h.advance(time.Minute)
+	suspend := func(until time.Duration) {
+		t.Helper()
+		m.state(m.keys[verify.Withdrawal], certificate, attest.Withdrawal{Reason: "under review", WithdrawnAt: h.clock(), StatedBy: "lab", Until: h.clock().Add(until)})
+	}
+	// want also asks offline, with the list alone.
+	key, err := verify.NewKey(h.id.Status)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, err := verify.ParseTrust(m.yaml(identity("server", key, "", verify.Withdrawal)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := func(what string, suspended bool) {
+		t.Helper()
+		if rec := m.decide(); rec.Allow == suspended || suspended && !slices.Equal(reasons(rec), []string{gate.CodeSuspended}) {
+			t.Errorf("%s: allow %v, %v", what, rec.Allow, reasons(rec))
+		}
+		signed, err := h.StatusList(ctx, me)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := verify.ParseStatus(signed.Envelope, trust, verify.Context{Repository: credit, Now: h.clock()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, ok := s.List.Find(certificate); ok != suspended || ok && !h.clock().Before(e.Until) {
+			t.Errorf("%s: listed %v: %+v", what, ok, e)
+		}
+	}
+	want("before", false)
+	suspend(6 * time.Hour)
+	want("suspended", true)
+	h.crash()
+	want("after a crash", true)
+	h.advance(6*time.Hour - time.Minute)
+	want("a minute before the end", true)
+	h.advance(time.Minute)
+	want("at the end", false)
+	suspend(6 * time.Hour)
+	want("suspended again", true)
+	// Elsewhere somebody may lift what is elsewhere.
+	elsewhere := signingKey(t)
+	m.apply(strings.Replace(identity("elsewhere", elsewhere, "", verify.Withdrawal), "'**'", "'other/*'", 1))
+	h.advance(time.Minute)
+	lift, err := attest.NewStatement(certificate, attest.Withdrawal{Reason: "fine", WithdrawnAt: h.clock(), StatedBy: "x", Until: h.clock()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := verify.SignStatement(ctx, elsewhere, lift)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := verify.AttachBundle(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: certificate, Size: 1}, b, attest.PredicateWithdrawal, h.clock())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.blob("other/m", "{}")
+	h.blob("other/m", string(ref.Signed))
+	h.put("other/m", string(ref.Descriptor.Digest), ref.Manifest)
+	if list, err := h.Facts(ctx, me, "other/m", certificate); err != nil || len(list) != 1 || list[0].Outcome != verify.OutcomeVerified {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	want("lifted elsewhere", true)
+	m.sign(m.keys[verify.Release], certificate, lift, attest.PredicateWithdrawal)
+	want("lifted without the role", true)
+	m.sign(m.keys[verify.Withdrawal], certificate, lift, attest.PredicateWithdrawal)
+	want("lifted", false)
+	h.advance(time.Minute)
+	m.state(m.keys[verify.Withdrawal], certificate, attest.Withdrawal{Reason: "a mistake", WithdrawnAt: h.clock(), StatedBy: "lab"})
+	h.advance(time.Minute)
+	suspend(0)
+	if rec := m.decide(); rec.Allow || !slices.Contains(reasons(rec), gate.CodeWithdrawn) {
+		t.Errorf("what was withdrawn for good was lifted: %v", reasons(rec))
+	}
+	if l, err := h.StatusList(ctx, me); err != nil || len(l.List.Withdrawn) != 1 || !l.List.Withdrawn[0].Until.IsZero() {
+		t.Errorf("%+v, %v", l.List, err)
+	}
+	h.sound()
+}

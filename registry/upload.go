@@ -639,6 +639,7 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 		r.drop(s)
 		return ocispec.Descriptor{}, fmt.Errorf("%w: %d bytes with digest %s, not %s", ErrDigestMismatch, s.offset, got, want)
 	}
+	r.lookAhead(want, s.writer, s.offset)
 	bytes := blobRow{Key: s.writer.Key(), Size: s.offset}
 	if err := s.writer.Commit(); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("making blob %s durable: %w", want, err)

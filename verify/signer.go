@@ -101,7 +101,8 @@ type Keyless struct {
 	Token  string   // OIDC identity token, for Fulcio
 	Rekor  []string // URLs, of logs of version 2 unless they end in "#v1"; none if the trust file's root names none
 
-	// Transport is for all requests; nil is the usual.
+	// Transport is for requests to Fulcio; nil is the usual. Rekor's client
+	// takes none.
 	Transport http.RoundTripper
 }
 

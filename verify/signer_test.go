@@ -8,8 +8,10 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -145,6 +147,96 @@ func TestKeylessSigner(t *testing.T) {
 		if _, err := KeylessSigner(k); err == nil {
 			t.Errorf("%+v signs", k)
 		}
+	}
+}
+
+// Keyless with a transparency log, of both versions, on this machine.
+func TestKeylessSignerWithRekor(t *testing.T) {
+	now := time.Now()
+	ca := verifytest.NewCA(t, now.Add(-day), now.Add(day))
+	tsa := verifytest.NewTSA(t, now, now.Add(-day), now.Add(day))
+	rekor, other := verifytest.NewRekor(t, now), verifytest.NewRekor(t, now)
+	address := func(h http.Handler) string {
+		s := httptest.NewServer(h)
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	fulcio, clock := address(ca.Fulcio(t, "ci@acme.example", issuer)), address(tsa)
+	sign := func(log http.Handler, version string, stamped bool) []byte {
+		t.Helper()
+		s, err := KeylessSigner(Keyless{Fulcio: fulcio, Token: verifytest.IdentityToken("ci@acme.example", issuer), Rekor: []string{address(log) + version}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stamped {
+			s.Timestamped(nil, clock)
+		}
+		b, err := s.Sign(t.Context(), releaseOf(model))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	naming := func(logs ...*verifytest.Rekor) *Trust {
+		t.Helper()
+		return parse(t, file(certified("ci", "authority: acme, san: ci@acme.example, issuer: "+issuer, ""), "authorities:\n"+authorityEntry("acme", "trustedRoot", ca.TrustedRoot(t, tsa, logs...))))
+	}
+	entry := func(raw []byte, change func(map[string]any)) []byte {
+		t.Helper()
+		var b map[string]any
+		if err := json.Unmarshal(raw, &b); err != nil {
+			t.Fatal(err)
+		}
+		change(b["verificationMaterial"].(map[string]any)["tlogEntries"].([]any)[0].(map[string]any))
+		raw, err := json.Marshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}
+	years := moved(now.Add(2000 * day))
+	for _, version := range []string{"#v1", ""} {
+		b := sign(rekor, version, true)
+		if v, err := Bundle(b, model, naming(rekor), years); err != nil || v.Identity != "ci" || v.Signed.By != ByTimestamp {
+			t.Errorf("log%s: %+v, %v", version, v, err)
+		}
+		if v, err := Bundle(b, model, naming(other, rekor), years); err != nil || v.Identity != "ci" {
+			t.Errorf("log%s, of two that the root names: %+v, %v", version, v, err)
+		}
+		proof := func(e map[string]any) map[string]any { return e["inclusionProof"].(map[string]any) }
+		for name, tc := range map[string]struct {
+			bundle []byte
+			trust  *Trust
+		}{
+			"a log that the root does not name": {b, naming(other)},
+			"the log's name, and another key":   {sign(rekor.Impostor(t), version, true), naming(rekor)},
+			"another place in the log":          {entry(b, func(e map[string]any) { e["logIndex"] = "0"; proof(e)["logIndex"] = "0" }), naming(rekor)},
+			"a proof that leads elsewhere":      {entry(b, func(e map[string]any) { h := proof(e)["hashes"].([]any); h[0] = proof(e)["rootHash"] }), naming(rekor)},
+			"the entry of another signature": {entry(b, func(e map[string]any) {
+				entry(sign(rekor, version, true), func(their map[string]any) { maps.Copy(e, their) })
+			}), naming(rekor)},
+		} {
+			_, err := Bundle(tc.bundle, model, tc.trust, years)
+			if err == nil || failureOf(err).Code != CodeRekor {
+				t.Errorf("log%s: %s: %v, want %s", version, name, err, CodeRekor)
+			}
+		}
+		// "Rekor v2 gives no time": a timestamp authority has to. Version 1 signs
+		// the one at which it logged.
+		v, err := Bundle(sign(rekor, version, false), model, naming(rekor), years)
+		if version == "" {
+			wantCode(t, err, CodeTime)
+		} else if err != nil || v.Signed.By != ByRekor || !v.Signed.At.Equal(now.Truncate(time.Second)) {
+			t.Errorf("log%s without a timestamp: %+v, %v", version, v, err)
+		}
+	}
+	// A log that does not answer is an error of signing, not a bundle without.
+	s, err := KeylessSigner(Keyless{Fulcio: fulcio, Token: verifytest.IdentityToken("ci@acme.example", issuer), Rekor: []string{address(http.NotFoundHandler())}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := s.Sign(t.Context(), releaseOf(model)); err == nil {
+		t.Errorf("signed without the log: %s", b)
 	}
 }
 

@@ -110,6 +110,92 @@ type Context struct {
 // certificate of a private authority, or keyless) as a statement about
 // subject. The error is always a *[Failure].
 func Bundle(raw []byte, subject digest.Digest, trust *Trust, c Context) (*Verified, error) {
+	o, err := open(raw)
+	if err != nil {
+		return nil, err
+	}
+	return o.Verify(subject, trust, c)
+}
+
+// An Opened is a bundle that was parsed. [Ahead] makes one.
+type Opened struct {
+	raw     []byte
+	bundle  *bundle.Bundle
+	content sgverify.VerificationContent
+	env     *dsse.Envelope
+	payload []byte
+
+	// What was found out ahead: key, of the trust file whose digest trust is,
+	// verifies it as the statement said, about subject. Nothing if key is nil.
+	said    attest.Statement
+	subject digest.Digest
+	trust   digest.Digest
+	key     *trustedKey
+}
+
+// Ahead does the part of [Bundle] that takes most of the time and depends
+// neither on what the bundle will be attached to nor on when: a server has
+// time for it while the bundle's bytes are made durable. What depends on them
+// is left to [Opened.Verify]. ok is false if no key of the trust file verifies
+// the bundle, which says nothing yet: a certificate may.
+func Ahead(raw []byte, trust *Trust) (o *Opened, ok bool) {
+	o, err := open(raw)
+	if err != nil || o.content.PublicKey() == nil {
+		return nil, false
+	}
+	if o.said, err = attest.ParseStatement(o.payload); err != nil {
+		return nil, false
+	}
+	if o.subject, err = o.said.Subject[0].Digest.OCI(); err != nil {
+		return nil, false
+	}
+	k := trust.byHint[o.content.PublicKey().Hint()]
+	if k == nil {
+		if k = trust.keyOf(o.env, o.payload); k == nil {
+			return nil, false
+		}
+	}
+	digests, err := artifact(o.subject)
+	if err != nil || !verifiesUnder(o.bundle, k.key, digests) {
+		return nil, false
+	}
+	o.key, o.trust = k, trust.Digest()
+	return o, true
+}
+
+// Raw are the bytes of the bundle.
+func (o *Opened) Raw() []byte { return o.raw }
+
+// Verify is [Bundle], for a bundle that was opened. What was found out ahead
+// counts only for the same subject under the same trust file.
+func (o *Opened) Verify(subject digest.Digest, trust *Trust, c Context) (*Verified, error) {
+	digests, err := artifact(subject)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := signedAt(o.bundle, trust, c)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case o.key != nil && o.trust == trust.Digest() && o.subject == subject:
+		return acceptStatement(o.said, o.payload, subject, o.key.identities, trust, signed, c)
+	case o.content.PublicKey() != nil:
+		return byKey(o.bundle, o.content.PublicKey().Hint(), o.env, o.payload, subject, digests, trust, signed, c)
+	}
+	return byCertificate(o.bundle, o.content, o.payload, subject, digests, trust, signed, c)
+}
+
+func artifact(subject digest.Digest) ([]sgverify.ArtifactDigest, error) {
+	sum, err := hex.DecodeString(subject.Encoded())
+	if err != nil {
+		return nil, fail(CodeSubject, "", "subject %q: %v", subject, err)
+	}
+	return []sgverify.ArtifactDigest{{Algorithm: subject.Algorithm().String(), Digest: sum}}, nil
+}
+
+// open parses a bundle that holds a statement, and checks nothing that it says.
+func open(raw []byte) (*Opened, error) {
 	b, err := parseBundle(raw)
 	if err != nil {
 		return nil, err
@@ -132,19 +218,7 @@ func Bundle(raw []byte, subject digest.Digest, trust *Trust, c Context) (*Verifi
 	if err != nil {
 		return nil, fail(CodeStatement, "sign again", "its payload is not base64: %v", err)
 	}
-	sum, err := hex.DecodeString(subject.Encoded())
-	if err != nil {
-		return nil, fail(CodeSubject, "", "subject %q: %v", subject, err)
-	}
-	digests := []sgverify.ArtifactDigest{{Algorithm: subject.Algorithm().String(), Digest: sum}}
-	signed, err := signedAt(b, trust, c)
-	if err != nil {
-		return nil, err
-	}
-	if content.PublicKey() != nil {
-		return byKey(b, content.PublicKey().Hint(), env.Envelope, payload, subject, digests, trust, signed, c)
-	}
-	return byCertificate(b, content, payload, subject, digests, trust, signed, c)
+	return &Opened{raw: raw, bundle: b, content: content, env: env.Envelope, payload: payload}, nil
 }
 
 // parseBundle reads a bundle. One of v0.3 may carry the intermediates of a
@@ -302,6 +376,11 @@ func accept(payload []byte, subject digest.Digest, ids []*Identity, trust *Trust
 	if err != nil {
 		return nil, fail(CodeStatement, "sign a well-formed in-toto statement", "%v", err)
 	}
+	return acceptStatement(s, payload, subject, ids, trust, signed, c)
+}
+
+// acceptStatement is accept, of a payload that was parsed.
+func acceptStatement(s attest.Statement, payload []byte, subject digest.Digest, ids []*Identity, trust *Trust, signed Time, c Context) (*Verified, error) {
 	if !s.Names(subject) {
 		return nil, fail(CodeSubject, "attach it to the content it speaks of", "it does not speak of %s", subject)
 	}

@@ -344,10 +344,24 @@ func (g *globals) certificates(ctx context.Context, v *pb.Version, environment s
 	if err != nil {
 		return nil, err
 	}
-	withdrawn := func(facts []*pb.Fact) bool {
-		return slices.ContainsFunc(facts, func(f *pb.Fact) bool {
-			return f.PredicateType == attest.PredicateWithdrawal && f.Outcome == "verified"
-		})
+	withdrawn := func(facts []*pb.Fact) (how string) {
+		var list []attest.Withdrawal
+		for _, f := range facts {
+			if f.PredicateType != attest.PredicateWithdrawal || f.Outcome != "verified" {
+				continue
+			}
+			p, _ := attest.ParsePredicate(attest.Statement{PredicateType: f.PredicateType, Predicate: json.RawMessage(f.Predicate)})
+			w, _ := p.(attest.Withdrawal) // too large to be repeated: for good
+			list = append(list, w)
+		}
+		switch i := attest.InForce(list, time.Now()); {
+		case i < 0:
+			return ""
+		case list[i].Until.IsZero():
+			return "withdrawn"
+		default:
+			return "suspended until " + list[i].Until.Format(time.RFC3339)
+		}
 	}
 	for _, f := range facts {
 		if f.PredicateType != attest.PredicateCertificate {
@@ -376,10 +390,10 @@ func (g *globals) certificates(ctx context.Context, v *pb.Version, environment s
 		switch {
 		case f.Outcome != "verified":
 			a.Effect, a.Why = effectNone, []string{"it does not verify: " + cmp.Or(f.Message, f.Outcome)}
-		case withdrawn(about):
-			a.Effect, a.Why = effectNone, []string{"it was withdrawn"}
-		case withdrawn(facts):
-			a.Effect, a.Why = effectNone, []string{"its model was withdrawn"}
+		case withdrawn(about) != "":
+			a.Effect, a.Why = effectNone, []string{"it was " + withdrawn(about)}
+		case withdrawn(facts) != "":
+			a.Effect, a.Why = effectNone, []string{"its model was " + withdrawn(facts)}
 		case !cert.Validity.Contains(time.Now()):
 			a.Effect, a.Why = effectNone, []string{fmt.Sprintf("it holds from %s to %s", cert.Validity.NotBefore.Format(time.RFC3339), cert.Validity.NotAfter.Format(time.RFC3339))}
 		}

@@ -275,14 +275,20 @@ Predicates of ours are checked before they are signed. Certificates are made by
 
 func newWithdrawCommand(g *globals) *cobra.Command {
 	var with signing
-	var reason, by string
+	var reason, by, until string
+	var lift bool
 	c := &cobra.Command{
 		Use:   "withdraw REFERENCE",
-		Short: "Take back a model version or a certificate",
+		Short: "Take back a model version or a certificate, for good or for a time",
 		Long: `Take back a model version, or a certificate by the digest of its manifest. It
-takes effect at the gate at once, for a model also at its descendants.`,
-		Example: `  assay withdraw --key keys/withdrawal.key --reason "trained on data we may not use" credit/scorer:1.4.0`,
-		Args:    cobra.ExactArgs(1),
+takes effect at the gate at once, for a model also at its descendants.
+
+With --until it is a suspension, which ends by itself. A later one replaces it,
+and --lift ends it now; what was withdrawn for good stays withdrawn.`,
+		Example: `  assay withdraw --key keys/withdrawal.key --reason "trained on data we may not use" credit/scorer:1.4.0
+  assay withdraw --key keys/withdrawal.key --reason "under review" --until 72h credit/scorer@sha256:...
+  assay withdraw --key keys/withdrawal.key --reason "reviewed" --lift credit/scorer@sha256:...`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := with.signer(cmd.Context())
 			if err != nil {
@@ -293,6 +299,18 @@ takes effect at the gate at once, for a model also at its descendants.`,
 				return err
 			}
 			p := attest.Withdrawal{Reason: reason, WithdrawnAt: time.Now().UTC().Truncate(time.Second), StatedBy: by}
+			done := "withdrawn"
+			if lift || until != "" {
+				// Of two suspensions the newer counts, and they may come fast.
+				p.WithdrawnAt = time.Now().UTC().Truncate(time.Millisecond)
+				done, p.Until = "lifted", p.WithdrawnAt
+			}
+			if until != "" {
+				if p.Until, err = moment(until, p.WithdrawnAt); err != nil {
+					return err
+				}
+				done = "suspended until " + p.Until.Format(time.RFC3339)
+			}
 			statement, err := attest.NewStatement(desc.Digest, p)
 			if err != nil {
 				return err
@@ -301,14 +319,29 @@ takes effect at the gate at once, for a model also at its descendants.`,
 			if err != nil {
 				return err
 			}
-			return g.printSigned(signed{repo.Reference.Repository + "@" + string(desc.Digest), attest.PredicateWithdrawal, ref.Descriptor.Digest}, "withdrawn")
+			return g.printSigned(signed{repo.Reference.Repository + "@" + string(desc.Digest), attest.PredicateWithdrawal, ref.Descriptor.Digest}, done)
 		},
 	}
 	with.addFlags(c.Flags(), verify.Withdrawal)
 	c.Flags().StringVar(&reason, "reason", "", "why")
 	c.Flags().StringVar(&by, "by", "operator", "an opaque id of who says so; no names")
+	c.Flags().StringVar(&until, "until", "", "suspend it only, until a time (2026-03-01T12:00:00Z) or for a while (72h)")
+	c.Flags().BoolVar(&lift, "lift", false, "end a suspension now")
 	c.MarkFlagRequired("reason")
+	c.MarkFlagsMutuallyExclusive("until", "lift")
 	return c
+}
+
+// moment reads a time, or how long after now it is.
+func moment(s string, now time.Time) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, s)
+	if d, e := time.ParseDuration(s); e == nil {
+		t, err = now.Add(d), nil
+	}
+	if err != nil || !t.After(now) {
+		return time.Time{}, usagef("--until is %q: write a time to come, as 2026-03-01T12:00:00Z or 72h", s)
+	}
+	return t.UTC(), nil
 }
 
 func newApproveCommand(g *globals) *cobra.Command {

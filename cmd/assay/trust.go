@@ -264,9 +264,9 @@ func newTrustStatusCommand(g *globals) *cobra.Command {
 	var public bool
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "Fetch the signed list of what is withdrawn",
-		Long: `Fetch the status list: what is withdrawn, by digest, signed by the server for
-some hours. A gate that decides without the server ('assay gate --offline
+		Short: "Fetch the signed list of what is withdrawn or suspended",
+		Long: `Fetch the status list: what is withdrawn or suspended, by digest, signed by the
+server for some hours. A gate that decides without the server ('assay gate --offline
 --status FILE') believes nothing that is in it, and no list that is out of date.
 
 The server's key has to have the role withdrawal in the trust file:
@@ -289,7 +289,7 @@ The server's key has to have the role withdrawal in the trust file:
 				}
 			}
 			return g.printProto(&answer, func(w io.Writer) {
-				fmt.Fprintf(w, "%d withdrawn; valid until %s\n", answer.GetEntries(), answer.GetExpiresAt().AsTime().Format(time.RFC3339))
+				fmt.Fprintf(w, "%d withdrawn or suspended; valid until %s\n", answer.GetEntries(), answer.GetExpiresAt().AsTime().Format(time.RFC3339))
 			})
 		},
 	}

@@ -69,9 +69,9 @@ var documents = map[string]struct {
 	}, readPredicate(PredicateLineage)},
 	"deployment": {Deployment{EnvironmentName: "prod-eu", Environment: some("environment"), Basis: "observed", StatedBy: "pipeline", From: at}, readPredicate(PredicateDeployment)},
 	"approval":   {Approval{Person: "p-17", NameHash: "ab12", Meaning: "approval", Reason: "validated", ApprovedAt: at}, readPredicate(PredicateApproval)},
-	"withdrawal": {Withdrawal{Reason: "recall", WithdrawnAt: at, StatedBy: "risk"}, readPredicate(PredicateWithdrawal)},
+	"withdrawal": {Withdrawal{Reason: "recall", WithdrawnAt: at, StatedBy: "risk", Until: at.AddDate(0, 0, 7)}, readPredicate(PredicateWithdrawal)},
 	"status-list": {StatusList{Version: 1, Issuer: "assay.log/test", LogSize: 42, Validity: Validity{at, at.Add(time.Hour)},
-		Withdrawn: []StatusEntry{{string(digest.FromString("certificate")), at}}}, func(raw []byte) error {
+		Withdrawn: []StatusEntry{{string(digest.FromString("certificate")), at, at.AddDate(0, 0, 7)}}}, func(raw []byte) error {
 		_, err := ParseStatusList(raw)
 		return err
 	}},
@@ -268,7 +268,7 @@ func TestVectorsInPython(t *testing.T) {
 
 // Whatever required thing is missing, the predicate is refused.
 func TestRequiredFields(t *testing.T) {
-	optional := map[string][]string{"certificate": {"logOrigin"}, "lineage": {"code", "datasets", "parents", "trainingRun"}, "approval": {"nameHash"}}
+	optional := map[string][]string{"certificate": {"logOrigin"}, "lineage": {"code", "datasets", "parents", "trainingRun"}, "approval": {"nameHash"}, "withdrawal": {"until"}}
 	for _, name := range []string{"certificate", "refusal", "lineage", "deployment", "approval", "withdrawal"} {
 		d := documents[name]
 		raw, _ := Marshal(d.value)
@@ -285,5 +285,45 @@ func TestRequiredFields(t *testing.T) {
 	}
 	if _, err := NewStatement(digest.FromString("m"), Certificate{Verdict: Rejected}); err == nil {
 		t.Error("a rejection was certified")
+	}
+}
+
+// Which of several withdrawals holds, over time.
+func TestInForce(t *testing.T) {
+	h := func(n int) time.Time { return at.Add(time.Duration(n) * time.Hour) }
+	good := Withdrawal{WithdrawnAt: h(1)}
+	from := func(a, b int) Withdrawal { return Withdrawal{WithdrawnAt: h(a), Until: h(b)} }
+	for name, tc := range map[string]struct {
+		list []Withdrawal
+		want map[int]int // by hour
+	}{
+		"none":                       {nil, map[int]int{0: -1, 9: -1}},
+		"for good":                   {[]Withdrawal{good}, map[int]int{0: 0, 1: 0, 9: 0}},
+		"suspended":                  {[]Withdrawal{from(1, 5)}, map[int]int{0: 0, 1: 0, 4: 0, 5: -1, 9: -1}},
+		"lifted":                     {[]Withdrawal{from(1, 5), from(3, 3)}, map[int]int{1: 0, 2: 0, 3: -1, 4: -1, 5: -1}},
+		"lifted, read the other way": {[]Withdrawal{from(3, 3), from(1, 5)}, map[int]int{1: 1, 2: 1, 3: -1, 5: -1}},
+		"prolonged":                  {[]Withdrawal{from(1, 3), from(2, 6)}, map[int]int{1: 1, 2: 1, 5: 1, 6: -1}},
+		"shortened":                  {[]Withdrawal{from(1, 8), from(2, 4)}, map[int]int{2: 1, 3: 1, 4: -1, 7: -1}},
+		"two at once":                {[]Withdrawal{from(1, 3), from(1, 1), from(1, 5)}, map[int]int{1: 2, 4: 2, 5: -1}},
+		"lifted, and again":          {[]Withdrawal{from(1, 5), from(2, 2), from(3, 6)}, map[int]int{3: 2, 5: 2, 6: -1}},
+		"for good is not lifted":     {[]Withdrawal{good, from(2, 2)}, map[int]int{2: 0, 9: 0}},
+		"and not shortened":          {[]Withdrawal{from(2, 2), good}, map[int]int{2: 1, 9: 1}},
+	} {
+		for hour, want := range tc.want {
+			if got := InForce(tc.list, h(hour)); got != want {
+				t.Errorf("%s, at hour %d: %d holds, want %d", name, hour, got, want)
+			}
+		}
+	}
+	for n, w := range []Withdrawal{from(1, 1), from(1, 2)} {
+		w.Reason, w.StatedBy = "x", "y"
+		if err := w.Validate(); err != nil {
+			t.Errorf("%d: %v", n, err)
+		}
+	}
+	w := from(2, 1)
+	w.Reason, w.StatedBy = "x", "y"
+	if err := w.Validate(); err == nil {
+		t.Error("a suspension that ends before it begins is valid")
 	}
 }

@@ -17,7 +17,7 @@ const StatusListType = "application/vnd.assay.status-list.v1+json"
 // MaxStatusEntries bounds a status list.
 const MaxStatusEntries = 20_000
 
-// A StatusList is what a registry knows to be withdrawn, at one moment and
+// A StatusList is what a registry knows to be withdrawn or suspended, at one moment and
 // for a short time: whoever asks without the registry believes no
 // certificate that is in it, and none at all once the list is out of date.
 type StatusList struct {
@@ -34,11 +34,12 @@ type StatusList struct {
 	Withdrawn []StatusEntry `json:"withdrawn"`
 }
 
-// A StatusEntry is something that was withdrawn: a certificate by the digest
-// of the manifest that carries it, or a model version.
+// A StatusEntry is something that was withdrawn or suspended: a certificate by
+// the digest of the manifest that carries it, or a model version.
 type StatusEntry struct {
 	Digest string    `json:"digest"` // sha256:…
 	Since  time.Time `json:"since"`
+	Until  time.Time `json:"until,omitzero"` // of a suspension, as far as it is known
 }
 
 // Validate says what is missing or contradictory, or nil.

@@ -12,6 +12,37 @@ type Withdrawal struct {
 	Reason      string    `json:"reason"`
 	WithdrawnAt time.Time `json:"withdrawnAt"`
 	StatedBy    string    `json:"statedBy"`
+
+	// Until makes it a suspension, which ends then. The newest suspension of a
+	// thing replaces those before it; one that ends when it begins lifts them.
+	// Without, it is withdrawn for good.
+	Until time.Time `json:"until,omitzero"`
+}
+
+// InForce returns which of the withdrawals of one thing holds at a time; -1 if
+// none does. One for good is never lifted. Of several suspensions it is the
+// newest that counts; one that is dated later than now holds as well and lifts
+// nothing yet, so that a wrong clock allows nothing.
+func InForce(list []Withdrawal, now time.Time) int {
+	newest, holds := -1, -1
+	later := func(i, than int) bool { return than < 0 || list[i].Until.After(list[than].Until) }
+	for i, w := range list {
+		switch {
+		case w.Until.IsZero():
+			return i
+		case w.WithdrawnAt.After(now):
+			if now.Before(w.Until) && later(i, holds) {
+				holds = i
+			}
+		case newest < 0 || w.WithdrawnAt.After(list[newest].WithdrawnAt),
+			w.WithdrawnAt.Equal(list[newest].WithdrawnAt) && later(i, newest):
+			newest = i
+		}
+	}
+	if newest >= 0 && now.Before(list[newest].Until) && later(newest, holds) {
+		holds = newest
+	}
+	return holds
 }
 
 // PredicateType implements [Predicate].
@@ -26,6 +57,8 @@ func (w Withdrawal) Validate() error {
 		return errors.New("withdrawnAt is missing")
 	case w.StatedBy == "":
 		return errors.New("statedBy is missing")
+	case !w.Until.IsZero() && w.Until.Before(w.WithdrawnAt):
+		return errors.New("until is before withdrawnAt")
 	}
 	return nil
 }

@@ -39,6 +39,7 @@ const (
 	CodeExpired            = "certificate.expired"
 	CodeNotYetValid        = "certificate.not-yet-valid"
 	CodeWithdrawn          = "certificate.withdrawn"
+	CodeSuspended          = "certificate.suspended"
 	CodeEnvironmentChanged = "certificate.environment-changed"
 	CodeRecalled           = "model.recalled"
 	CodeAncestorRecalled   = "model.ancestor-recalled"
@@ -290,13 +291,49 @@ func (c *court) status() {
 	}
 }
 
-// listed says since when the status list has something as withdrawn.
-func (c *court) listed(d digest.Digest) (since string, ok bool) {
+// listed returns what the status list says against something, if it does.
+func (c *court) listed(d digest.Digest) (e attest.StatusEntry, ok bool) {
 	if c.ev.Status == nil {
-		return "", false
+		return e, false
 	}
-	e, ok := c.ev.Status.List.Find(d)
-	return e.Since.UTC().Format(time.RFC3339), ok
+	e, ok = c.ev.Status.List.Find(d)
+	return e, ok && (e.Until.IsZero() || c.q.Now.Before(e.Until))
+}
+
+// withdrawn returns the statement that holds against something, of those that
+// are there.
+func (c *court) withdrawn(d digest.Digest) (f verify.Fact, w attest.Withdrawal, ok bool) {
+	var facts []verify.Fact
+	var list []attest.Withdrawal
+	for _, f := range c.verified(d, attest.PredicateWithdrawal) {
+		if w, ok := verify.Predicate[attest.Withdrawal](f); ok {
+			facts, list = append(facts, f), append(list, w)
+		}
+	}
+	i := attest.InForce(list, c.q.Now)
+	if i < 0 {
+		return f, w, false
+	}
+	return facts[i], list[i], true
+}
+
+func at(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// how says what was done to something: "withdrawn", or "suspended until" a
+// time.
+func how(until time.Time) string {
+	if until.IsZero() {
+		return "withdrawn"
+	}
+	return "suspended until " + at(until)
+}
+
+// instead is what to do about something that was withdrawn or suspended.
+func instead(until time.Time, otherwise string) string {
+	if until.IsZero() {
+		return otherwise
+	}
+	return "wait until " + at(until) + ", or have it lifted: assay withdraw --lift; or " + otherwise
 }
 
 // enough says whether as many holders as the trust file asks for have made
@@ -368,33 +405,23 @@ func (c *court) approvals() {
 // list. The list is asked only for what no statement says already, so whoever
 // has the statements decides alike with and without one.
 func (c *court) recalls() {
-	said := map[digest.Digest]bool{}
-	for _, f := range c.ev.Facts {
-		w, ok := verify.Predicate[attest.Withdrawal](f)
-		if !ok {
-			continue
-		}
-		switch {
-		case f.About == c.q.Model:
-			c.deny(CodeRecalled, "deploy another version", "the model was withdrawn: "+w.Reason, f.Referrer)
-		case c.isAncestor(f.About):
-			c.deny(CodeAncestorRecalled, "train again without it, or deploy another version",
-				fmt.Sprintf("it descends from %s, which was withdrawn: %s", f.About, w.Reason), f.Referrer)
-		}
-		said[f.About] = true
-	}
-	if since, ok := c.listed(c.q.Model); ok && !said[c.q.Model] {
-		c.deny(CodeRecalled, "deploy another version", "the status list has the model as withdrawn since "+since)
+	other, without := "deploy another version", "train again without it, or deploy another version"
+	if f, w, ok := c.withdrawn(c.q.Model); ok {
+		c.deny(CodeRecalled, instead(w.Until, other), "the model was "+how(w.Until)+": "+w.Reason, f.Referrer)
+	} else if e, ok := c.listed(c.q.Model); ok {
+		c.deny(CodeRecalled, instead(e.Until, other), fmt.Sprintf("the status list has the model as %s since %s", how(e.Until), at(e.Since)))
 	}
 	for _, d := range c.ancestors() {
-		if since, ok := c.listed(d); ok && !said[d] {
-			c.deny(CodeAncestorRecalled, "train again without it, or deploy another version",
-				fmt.Sprintf("it descends from %s, which the status list has as withdrawn since %s", d, since))
+		if d == c.q.Model {
+			continue
+		}
+		if f, w, ok := c.withdrawn(d); ok {
+			c.deny(CodeAncestorRecalled, instead(w.Until, without), fmt.Sprintf("it descends from %s, which was %s: %s", d, how(w.Until), w.Reason), f.Referrer)
+		} else if e, ok := c.listed(d); ok {
+			c.deny(CodeAncestorRecalled, instead(e.Until, without), fmt.Sprintf("it descends from %s, which the status list has as %s since %s", d, how(e.Until), at(e.Since)))
 		}
 	}
 }
-
-func (c *court) isAncestor(d digest.Digest) bool { return slices.Contains(c.ancestors(), d) }
 
 // ancestors are what verified lineage names as parents, of the model or of a
 // parent of it.
@@ -465,14 +492,19 @@ func (c *court) certificate() {
 			continue
 		}
 		measured, err := cert.Environment.Digest.OCI()
-		withdrawn := c.verified(f.Referrer, attest.PredicateWithdrawal)
-		at := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-		since, listed := c.listed(f.Referrer)
+		by, w, withdrawn := c.withdrawn(f.Referrer)
+		e, listed := c.listed(f.Referrer)
+		code := func(until time.Time) string {
+			if until.IsZero() {
+				return CodeWithdrawn
+			}
+			return CodeSuspended
+		}
 		switch {
-		case len(withdrawn) > 0:
-			reasons = append(reasons, Reason{CodeWithdrawn, "the certificate was withdrawn", again, []digest.Digest{f.Referrer, withdrawn[0].Referrer}})
+		case withdrawn:
+			reasons = append(reasons, Reason{code(w.Until), "the certificate was " + how(w.Until), instead(w.Until, again), []digest.Digest{f.Referrer, by.Referrer}})
 		case listed:
-			reasons = append(reasons, Reason{CodeWithdrawn, "the status list has the certificate as withdrawn since " + since, again, []digest.Digest{f.Referrer}})
+			reasons = append(reasons, Reason{code(e.Until), fmt.Sprintf("the status list has the certificate as %s since %s", how(e.Until), at(e.Since)), instead(e.Until, again), []digest.Digest{f.Referrer}})
 		case err != nil || measured != c.q.EnvironmentDocument:
 			reasons = append(reasons, Reason{CodeEnvironmentChanged, "the environment has changed since it was certified; see 'assay env diff'", again, []digest.Digest{f.Referrer}})
 		case c.q.Now.Before(cert.Validity.NotBefore):

@@ -418,6 +418,66 @@ func TestStatusList(t *testing.T) {
 	}
 }
 
+// A suspension holds from the statement on until it ends or is lifted, by the
+// statements and by a list alone.
+func TestSuspension(t *testing.T) {
+	until := now.Add(6 * time.Hour)
+	suspended := func(from, until time.Time) attest.Withdrawal {
+		return attest.Withdrawal{Reason: "under review", WithdrawnAt: from, StatedBy: "lab", Until: until}
+	}
+	for name, tc := range map[string]struct {
+		about  func(cert digest.Digest) digest.Digest
+		list   []attest.Withdrawal
+		role   verify.Role
+		listed bool
+		at     time.Time
+		want   string
+	}{
+		"the first moment":        {nil, []attest.Withdrawal{suspended(now, until)}, verify.Withdrawal, false, now, CodeSuspended},
+		"before it, all the same": {nil, []attest.Withdrawal{suspended(now, until)}, verify.Withdrawal, false, now.Add(-time.Hour), CodeSuspended},
+		"the last moment":         {nil, []attest.Withdrawal{suspended(now, until)}, verify.Withdrawal, false, until.Add(-time.Nanosecond), CodeSuspended},
+		"ended":                   {nil, []attest.Withdrawal{suspended(now, until)}, verify.Withdrawal, false, until, ""},
+		"before it is lifted":     {nil, []attest.Withdrawal{suspended(now, until), suspended(now.Add(time.Hour), now.Add(time.Hour))}, verify.Withdrawal, false, now.Add(time.Hour - 1), CodeSuspended},
+		"lifted":                  {nil, []attest.Withdrawal{suspended(now, until), suspended(now.Add(time.Hour), now.Add(time.Hour))}, verify.Withdrawal, false, now.Add(time.Hour), ""},
+		"withdrawn, and lifted":   {nil, []attest.Withdrawal{{Reason: "x", WithdrawnAt: now, StatedBy: "lab"}, suspended(now.Add(time.Hour), now.Add(time.Hour))}, verify.Withdrawal, false, now.Add(2 * time.Hour), CodeWithdrawn},
+		"without the role":        {nil, []attest.Withdrawal{suspended(now, until)}, verify.Release, false, now, ""},
+		"the model":               {func(digest.Digest) digest.Digest { return model }, []attest.Withdrawal{suspended(now, until)}, verify.Withdrawal, false, now, CodeRecalled},
+		"the model, ended":        {func(digest.Digest) digest.Digest { return model }, []attest.Withdrawal{suspended(now, until)}, verify.Withdrawal, false, until, ""},
+		"a parent":                {func(digest.Digest) digest.Digest { return parent }, []attest.Withdrawal{suspended(now, until)}, verify.Withdrawal, false, now, CodeAncestorRecalled},
+		"a parent, ended":         {func(digest.Digest) digest.Digest { return parent }, []attest.Withdrawal{suspended(now, until)}, verify.Withdrawal, false, until, ""},
+		"listed":                  {nil, nil, "", true, now, CodeSuspended},
+		"listed, last moment":     {nil, nil, "", true, until.Add(-time.Nanosecond), CodeSuspended},
+		"listed, ended":           {nil, nil, "", true, until, ""},
+		"listed, out of date":     {nil, nil, "", true, now.Add(12 * time.Hour), verify.CodeStatusStale},
+		"listed, lifted since":    {nil, []attest.Withdrawal{suspended(now, until), suspended(now.Add(time.Hour), now.Add(time.Hour))}, verify.Withdrawal, true, now.Add(2 * time.Hour), CodeSuspended},
+	} {
+		r, cert := complete(t)
+		about := cert
+		if tc.about != nil {
+			about = tc.about(cert)
+		}
+		for _, w := range tc.list {
+			r.state(tc.role, about, w)
+		}
+		var status *verify.Status
+		if tc.listed {
+			status = verify.OwnStatus(attest.StatusList{Version: 1, Issuer: "x", Validity: attest.Validity{NotBefore: now, NotAfter: now.Add(12 * time.Hour)},
+				Withdrawn: []attest.StatusEntry{{Digest: string(cert), Since: now, Until: until}}})
+		}
+		ev, err := verify.Gather(t.Context(), r, model, verify.GatherOptions{Trust: r.trust, Repository: "credit/scorer", Now: tc.at, Status: status})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := Decide(DefaultPolicy(), ev, Question{Model: model, Repository: "credit/scorer", Environment: "prod", EnvironmentDocument: env, Now: tc.at})
+		if d.Allow != (tc.want == "") || tc.want != "" && !slices.Equal(codes(d), []string{tc.want}) {
+			t.Errorf("%s: %v, want %q", name, codes(d), tc.want)
+		}
+		if tc.want == CodeSuspended && !strings.Contains(d.Reasons[0].Remedy, "wait until 2026-03-01T18:00:00Z") {
+			t.Errorf("%s: its remedy is %q", name, d.Reasons[0].Remedy)
+		}
+	}
+}
+
 // Policies as they were before there were approvals mean what they meant.
 func TestPolicyKeepsItsDigest(t *testing.T) {
 	p, err := ParsePolicy([]byte("version: 1\nrequireRelease: true\nrequireLineage: false\nrequireCertificate: true\n"))

@@ -18,6 +18,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"io"
+	"maps"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -413,12 +414,16 @@ func (a *CA) Fulcio(t testing.TB, san, issuer string) http.Handler {
 }
 
 // TrustedRoot is a trusted_root.json of the authority as a Fulcio, with a
-// timestamp authority and no logs.
-func (a *CA) TrustedRoot(t testing.TB, stamps *TSA) string {
+// timestamp authority and Rekor logs, and no certificate transparency.
+func (a *CA) TrustedRoot(t testing.TB, stamps *TSA, logs ...*Rekor) string {
 	t.Helper()
+	rekor := map[string]*root.TransparencyLog{}
+	for _, l := range logs {
+		maps.Copy(rekor, l.log(t, a.root.NotBefore, a.root.NotAfter))
+	}
 	return trustedRoot(t, []root.CertificateAuthority{&root.FulcioCertificateAuthority{
 		Root: a.root, Intermediates: []*x509.Certificate{a.intermediate}, URI: "https://fulcio.example", ValidityPeriodStart: a.root.NotBefore, ValidityPeriodEnd: a.root.NotAfter,
-	}}, nil, []root.TimestampingAuthority{stamps.authority()}, nil)
+	}}, nil, []root.TimestampingAuthority{stamps.authority()}, rekor)
 }
 
 // IdentityToken is an unsigned OIDC token, as one reads it before Fulcio
