@@ -51,7 +51,6 @@ func reportHTML(r attest.Report) ([]byte, error) {
 // A bar of a plot: what is counted from a number up to twice that.
 type bar struct {
 	bucket, count, marked int
-	label                 string
 }
 
 // A mark is a line across a plot.

@@ -182,6 +182,7 @@ type TextSummary struct {
 	NoAnswer   int `json:"noAnswer"`   // choices without an answer to extract
 	ToolCalls  int `json:"toolCalls"`  // choices with other tool calls
 	Completion int `json:"completion"` // answers with another number of tokens
+	Unstable   int `json:"unstable"`   // probes that changed the decision
 
 	MaxEdit    string `json:"maxEdit"` // as a share of the longer text
 	Tokens     int    `json:"tokens"`  // positions whose log probabilities were compared
