@@ -107,6 +107,7 @@ const (
 	fileCriteria     = "criteria.json"
 	fileCases        = "cases.jsonl"
 	fileTensors      = "tensors.safetensors"
+	fileTexts        = "texts.jsonl"
 	filePlan         = "plan.json"
 	fileReplay       = "replay.json"
 	fileObservations = "observations.jsonl"
@@ -120,7 +121,7 @@ func (s *Suite) Artifact() (*Artifact, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	shown, tensorsShown := s.public()
+	shown, tensorsShown, textsShown := s.public()
 	suite, err := attest.Marshal(s.Document)
 	if err != nil {
 		return nil, err
@@ -133,14 +134,26 @@ func (s *Suite) Artifact() (*Artifact, error) {
 	if err != nil {
 		return nil, err
 	}
-	tensors, err := writeTensors(tensorsShown)
+	content := part{title: fileTensors, mediaType: attest.TensorsType}
+	if s.ofTexts() {
+		content = part{title: fileTexts, mediaType: attest.TextsType}
+		var list []attest.Text // in the order of the cases
+		for _, c := range shown {
+			if t, ok := textsShown[c.ID]; ok {
+				list = append(list, t)
+			}
+		}
+		content.data, err = marshalLines(list)
+	} else {
+		content.data, err = writeTensors(tensorsShown)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return newArtifact(attest.SuiteType, nil, []part{
 		{fileSuite, attest.SuiteDocumentType, suite},
 		{fileCases, attest.CasesType, cases},
-		{fileTensors, attest.TensorsType, tensors},
+		content,
 		{fileCriteria, attest.CriteriaType, criteria},
 	})
 }
@@ -148,7 +161,7 @@ func (s *Suite) Artifact() (*Artifact, error) {
 // ReadSuite fetches and checks a suite. Its sealed part, if it has one, is
 // closed: see [Suite.Open].
 func ReadSuite(ctx context.Context, fetch Fetch, desc ocispec.Descriptor) (*Suite, error) {
-	files, _, err := readParts(ctx, fetch, desc, attest.SuiteType, fileSuite, fileCriteria, fileCases, fileTensors)
+	files, _, err := readParts(ctx, fetch, desc, attest.SuiteType, fileSuite, fileCriteria, fileCases)
 	if err != nil {
 		return nil, err
 	}
@@ -163,7 +176,27 @@ func ReadSuite(ctx context.Context, fetch Fetch, desc ocispec.Descriptor) (*Suit
 		return nil, fmt.Errorf("%s: %w", fileCases, err)
 	}
 	s.shareSlices()
-	if s.Tensors, err = readTensors(files[fileTensors], path.Base); err != nil {
+	content := fileTensors
+	if s.ofTexts() {
+		content = fileTexts
+	}
+	parts, _, err := readParts(ctx, fetch, desc, attest.SuiteType, content)
+	if err != nil {
+		return nil, err
+	}
+	if s.ofTexts() {
+		list, err := unmarshalLines[attest.Text](parts[fileTexts])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", fileTexts, err)
+		}
+		s.Texts = make(map[string]attest.Text, len(list))
+		for _, t := range list {
+			if _, ok := s.Texts[t.ID]; ok {
+				return nil, fmt.Errorf("%s: case %s is there twice", fileTexts, t.ID)
+			}
+			s.Texts[t.ID] = t
+		}
+	} else if s.Tensors, err = readTensors(parts[fileTensors], path.Base); err != nil {
 		return nil, err
 	}
 	// fetch checked the digests, so a suite as it was read need not be rendered

@@ -171,6 +171,9 @@ func AddCases(dir string, cases []Candidate, added Added) (Draft, []Candidate, e
 // like checks that a case has the inputs that another one has, and no numbers
 // that do not fit its shapes.
 func (c Candidate) like(other Candidate) error {
+	if (c.Request == nil) != (other.Request == nil) {
+		return fmt.Errorf("case %s asks with a request or with tensors, and case %s the other way", c.ID, other.ID)
+	}
 	for name, t := range c.Inputs {
 		o, ok := other.Inputs[name]
 		switch {
@@ -336,7 +339,7 @@ func (d Draft) Suite(cases []Candidate, opt SuiteOptions) (*Suite, error) {
 	seed := sha256.New()
 	for _, c := range cases {
 		g := given{Candidate: c}
-		if len(c.Outputs) == 0 {
+		if c.Request != nil || len(c.Outputs) == 0 {
 			return nil, fmt.Errorf("case %s has no golden outputs: ask a reference (assay suite record --draft)", c.ID)
 		}
 		g.inputs, err = tensors(c.Inputs, s.Document.Inputs)

@@ -107,7 +107,13 @@ func (j *judge) gates() error {
 	if j.noisy {
 		noisy = 1
 	}
-	exact(1, &numerics, "outputs that are noisier than the reference", noisy, len(j.numerics))
+	if j.texts == nil {
+		exact(1, &numerics, "outputs that are noisier than the reference", noisy, len(j.numerics))
+	} else {
+		numerics.Name = "texts"
+		exact(1, &numerics, "decisions that change more often than the reference's when asked again", noisy, r.Probes.Used)
+		exact(1, &numerics, "prompts of another number of tokens", j.texts.prompts, all)
+	}
 	shown := plan.Alpha / float64(max(1, len(j.limits))) // for saying that a limit is broken
 	for _, l := range j.limits {
 		name := l.Measure

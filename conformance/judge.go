@@ -60,6 +60,11 @@ func Judge(r *Replayed) (attest.Report, error) {
 			Relative: c.Relative,
 		}})
 	}
+	if r.Suite.ofTexts() {
+		if j.texts, err = newTexts(r.Suite); err != nil {
+			return attest.Report{}, err
+		}
+	}
 	for _, l := range r.Suite.Criteria.Limits {
 		j.limits = append(j.limits, &limit{Limit: l})
 	}
@@ -104,6 +109,7 @@ type judge struct {
 	distances [64][2]int // cases and flips by the bucket of their distance
 	gated     bool       // all gates passed
 	planned   map[string]bool
+	texts     *texts // of a suite of texts
 
 	against []string // it differs
 	short   []string // the evidence does not reach
@@ -269,6 +275,10 @@ func (j *judge) first(c attest.Case, o *attest.Observation) {
 		j.wrong(c, cmp.Or(classOf(wrong), "malformed"), err.Error())
 		return
 	}
+	if j.texts != nil {
+		j.firstText(c, a)
+		return
+	}
 	for i := range golden {
 		n := slices.IndexFunc(j.numerics, func(n numerics) bool { return n.criteria.Output == golden[i].Name })
 		tol := compare.Tolerance{}
@@ -353,19 +363,30 @@ func (j *judge) wrong(c attest.Case, class, detail string) {
 }
 
 func (j *judge) decision(c attest.Case, n numerics, want, got int, distance float64) {
-	flip := want != got
+	from, to := n.criteria.Decision.Labels[want], n.criteria.Decision.Labels[got]
+	j.near(distance, want != got)
+	j.decided(c, want != got, distance <= n.tolerance.Absolute, from, to, from+" becomes "+to)
+}
+
+// near counts a case by its distance to another decision.
+func (j *judge) near(distance float64, flip bool) {
 	near := &j.distances[compare.Bucket(distance)]
 	near[0]++
 	if flip {
 		near[1]++
 	}
+}
+
+// decided takes up the decision in a case. A flip of a border case is none, but
+// a tie, if the reference is as near to the other decision as its noise reaches.
+func (j *judge) decided(c attest.Case, flip, tie bool, from, to, detail string) {
 	if c.Stratum == attest.StratumBorder {
 		switch {
-		case flip && distance <= n.tolerance.Absolute:
+		case flip && tie:
 			j.report.Border.Ties++
 		case flip:
 			j.report.Border.Flips++
-			j.example(c.ID, "border case flips", n.criteria.Decision.Labels[want]+" becomes "+n.criteria.Decision.Labels[got])
+			j.example(c.ID, "border case flips", detail)
 		}
 		return
 	}
@@ -383,9 +404,8 @@ func (j *judge) decision(c attest.Case, n numerics, want, got int, distance floa
 	}
 	if flip {
 		j.flipped++
-		from, to := n.criteria.Decision.Labels[want], n.criteria.Decision.Labels[got]
 		j.flips[[2]string{from, to}]++
-		j.example(c.ID, "decision flips", from+" becomes "+to)
+		j.example(c.ID, "decision flips", detail)
 	}
 }
 
@@ -413,6 +433,9 @@ func (j *judge) conclude() error {
 		}
 		exceeding += n.summary.Exceeding
 		r.Numerics = append(r.Numerics, n.summary)
+	}
+	if j.texts != nil {
+		j.texts.describe(j)
 	}
 	c := r.Cases
 	answered := c.Claim - (c.Missing + c.Failed + c.Wrong + c.Damaged)
@@ -520,7 +543,7 @@ func (j *judge) words() string {
 		most := r.Flips[0]
 		if len(r.Flips) == 1 {
 			parts = append(parts, fmt.Sprintf("%d of %d decisions flip, all of them to %s", j.flipped, r.Cases.Claim, most.To))
-		} else if n := to(r.Flips, most.To); n > most.Cases || j.r.Suite.Criteria.Outputs[0].Decision.Kind == attest.DecideThreshold {
+		} else if n := to(r.Flips, most.To); n > most.Cases || j.texts == nil && j.r.Suite.Criteria.Outputs[0].Decision.Kind == attest.DecideThreshold {
 			parts = append(parts, fmt.Sprintf("%d of %d decisions flip, %d of them to %s", j.flipped, r.Cases.Claim, n, most.To))
 		} else {
 			parts = append(parts, fmt.Sprintf("%d of %d decisions flip, most often from %s to %s (%d)", j.flipped, r.Cases.Claim, most.From, most.To, most.Cases))
@@ -543,6 +566,9 @@ func (j *judge) words() string {
 		default:
 			parts = append(parts, fmt.Sprintf("%s differs by at most %s (tolerance %s)", n.Output, n.MaxAbsolute, n.Tolerance))
 		}
+	}
+	if j.texts != nil {
+		parts = append(parts, j.texts.words())
 	}
 	return strings.Join(parts, "; ")
 }

@@ -48,9 +48,15 @@ func (s *Suite) probes(plan attest.Plan, p target.Protocol) ([]probe, error) {
 		if err := add(attest.ProbeRepeat, []attest.Case{c}, c.ID, inputs); err != nil {
 			return nil, err
 		}
+		if s.ofTexts() {
+			continue // a text has no neighbour that means the same
+		}
 		if err := add(attest.ProbeULP, []attest.Case{c}, c.ID, nudged(inputs)); err != nil {
 			return nil, err
 		}
+	}
+	if s.ofTexts() {
+		return list, nil
 	}
 	for group := range slices.Chunk(chosen, batchSize) {
 		var inputs [][]compare.Tensor
@@ -161,6 +167,10 @@ func (j *judge) measureNoise(observed map[string][]*attest.Observation) error {
 		j.fallsShort("the candidate's noise floor was not measured: the plan has no probes")
 		return nil
 	}
+	if r.Suite.ofTexts() {
+		j.textNoise(list, observed)
+		return nil
+	}
 	answers := map[string][]compare.Tensor{} // to the cases themselves
 	baseline := func(c attest.Case) []compare.Tensor {
 		if a, ok := answers[c.ID]; ok {
@@ -218,22 +228,27 @@ func answered(list []*attest.Observation) *attest.Observation {
 	}
 }
 
-// probe takes up what one probe showed.
-func (j *judge) probe(p probe, list []*attest.Observation, baseline func(attest.Case) []compare.Tensor) error {
+// probeAnswer decodes the answer to a probe.
+func (j *judge) probeAnswer(p probe, list []*attest.Observation) (*target.Answer, error) {
 	o := answered(list)
 	if o == nil || o.Attempt != len(list) {
-		return fmt.Errorf("its record does not hold together: %d attempts", len(list))
+		return nil, fmt.Errorf("its record does not hold together: %d attempts", len(list))
 	}
 	if err := o.Validate(); err != nil {
-		return err
+		return nil, err
 	}
 	if o.Request != string(digest.FromBytes(p.request)) {
-		return fmt.Errorf("other bytes were sent than were planned")
+		return nil, fmt.Errorf("other bytes were sent than were planned")
 	}
 	if o.Error != nil {
-		return fmt.Errorf("%s: %s", o.Error.Class, o.Error.Message)
+		return nil, fmt.Errorf("%s: %s", o.Error.Class, o.Error.Message)
 	}
-	a, err := j.protocol.Decode(p.question, responseOf(o))
+	return j.protocol.Decode(p.question, responseOf(o))
+}
+
+// probe takes up what one probe showed.
+func (j *judge) probe(p probe, list []*attest.Observation, baseline func(attest.Case) []compare.Tensor) error {
+	a, err := j.probeAnswer(p, list)
 	if err != nil {
 		return err
 	}

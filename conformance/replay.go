@@ -275,24 +275,33 @@ func preflight(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target
 			check(c.Name, c.Passed, c.Detail)
 		}
 	}
-	same := func(a, b []compare.Tensor) bool {
-		return slices.EqualFunc(a, b, func(x, y compare.Tensor) bool { return string(x.Bits) == string(y.Bits) })
+	// What was said, so that it can be told from another answer.
+	said := func(tensors []compare.Tensor, texts []attest.TextChoice) string {
+		var b strings.Builder
+		for _, t := range tensors {
+			fmt.Fprintf(&b, "%q", t.Bits)
+		}
+		for _, t := range texts {
+			fmt.Fprintf(&b, "%q %q %+v", t.Text, t.Refusal, t.ToolCalls)
+		}
+		return b.String()
 	}
-	ask := func(c attest.Case) ([]compare.Tensor, error) {
+	ask := func(c attest.Case) (string, error) {
 		q, _, _ := s.question(c, plan.Target)
 		request, err := tg.Encode(q)
 		if err != nil {
-			return nil, err
+			return "", err
 		}
 		x := tg.Send(ctx, request)
 		if x.Failure != nil {
-			return nil, x.Failure
+			return "", x.Failure
 		}
 		a, err := tg.Decode(q, x.Response)
 		if err != nil {
-			return nil, err
+			return "", err
 		}
-		return a.Outputs, nil
+		texts, err := textChoices(a)
+		return said(a.Outputs, texts), err
 	}
 	// Two cases whose golden answers differ must not get the same answer:
 	// that would be a constant, or somebody's cache.
@@ -300,7 +309,7 @@ func preflight(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target
 	_, _, golden := s.question(first, plan.Target)
 	for _, c := range s.Cases[1:] {
 		_, _, other := s.question(c, plan.Target)
-		if same(golden, other) {
+		if said(golden, s.Texts[first.ID].Choices) == said(other, s.Texts[c.ID].Choices) {
 			continue
 		}
 		a, err1 := ask(first)
@@ -308,7 +317,7 @@ func preflight(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target
 		if err := errors.Join(err1, err2); err != nil {
 			check("different questions get different answers", false, err.Error())
 		} else {
-			check("different questions get different answers", !same(a, b), first.ID+" and "+c.ID)
+			check("different questions get different answers", a != b, first.ID+" and "+c.ID)
 		}
 		break
 	}

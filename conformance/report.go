@@ -31,6 +31,14 @@ func WriteReport(w io.Writer, r attest.Report) {
 		fmt.Fprintf(tw, "  %s\t%s\t%s %s\tn = %d\t%s\n", m.Name, m.Value, m.Comparator, m.Threshold, m.SampleSize, mark)
 	}
 	tw.Flush()
+	if t := r.Texts; t != nil {
+		fmt.Fprintf(w, "  texts: %d compared by %s, %d the same to the byte, %d after normalization; %d diverge%s, %d of them in their first half; the largest edit distance is %s of a text\n",
+			t.Choices, t.Decision, t.Same, t.Normalized, t.Diverging, earliest(t.Earliest), t.Halfway, t.MaxEdit)
+		fmt.Fprintf(w, "  texts: %d end for another reason, %d have other tool calls, %d have no answer, %d answers count other tokens, %d decisions change when asked again\n", t.Finish, t.ToolCalls, t.NoAnswer, t.Completion, t.Unstable)
+		if t.Tokens > 0 {
+			fmt.Fprintf(w, "  texts: log probabilities of %d tokens differ by at most %s; %d of the reference's most likely tokens are not listed\n", t.Tokens, t.MaxLogprob, t.TopMissing)
+		}
+	}
 	if r.Probes != nil {
 		fmt.Fprintf(w, "  asked again in benign ways: %d times, %d without a comparable answer\n", r.Probes.Planned, r.Probes.Failed)
 	}
@@ -48,6 +56,13 @@ func WriteReport(w io.Writer, r attest.Report) {
 	for _, e := range r.Examples {
 		fmt.Fprintf(w, "  %s: %s: %s\n", e.Case, e.What, e.Detail)
 	}
+}
+
+func earliest(at int) string {
+	if at < 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (the first from character %d on)", at)
 }
 
 func due(schedule bool) string {

@@ -32,6 +32,7 @@ type sealedCase struct {
 	Case    attest.Case             `json:"case"`
 	Inputs  map[string]sealedTensor `json:"inputs"`
 	Outputs map[string]sealedTensor `json:"outputs"`
+	Text    *attest.Text            `json:"text,omitempty"` // of a suite of texts, and then no tensors
 }
 
 // A sealedTensor is a tensor as bits.
@@ -91,6 +92,10 @@ func (s *Suite) Seal(which map[string]bool, random io.Reader) ([]byte, error) {
 			t := s.Tensors[c.OutputTensor(spec.Name)]
 			line.Outputs[spec.Name] = sealedTensor{t.Datatype, t.Shape, t.Bits}
 		}
+		if s.ofTexts() {
+			text := s.Texts[c.ID]
+			line.Text = &text
+		}
 		raw, err := attest.Marshal(line)
 		if err != nil {
 			return nil, fmt.Errorf("sealing case %s: %w", c.ID, err)
@@ -116,7 +121,7 @@ func (s *Suite) Open(part []byte) error {
 	if s.Closed() == 0 {
 		return errors.New("the suite has no sealed case that is not open")
 	}
-	cases, tensors := slices.Clone(s.Cases), maps.Clone(s.Tensors)
+	cases, tensors, texts := slices.Clone(s.Cases), maps.Clone(s.Tensors), maps.Clone(s.Texts)
 	n := 0
 	for len(part) > 0 {
 		line, rest, _ := bytes.Cut(part, []byte("\n"))
@@ -161,8 +166,17 @@ func (s *Suite) Open(part []byte) error {
 		if len(open.Inputs) != len(s.Document.Inputs) || len(open.Outputs) != len(s.Document.Outputs) {
 			return fmt.Errorf("sealed part, line %d: case %s has other tensors than the suite says", n, open.Case.ID)
 		}
+		if (open.Text != nil) != s.ofTexts() || open.Text != nil && open.Text.ID != open.Case.ID {
+			return fmt.Errorf("sealed part, line %d: case %s has another text than the suite says", n, open.Case.ID)
+		}
+		if open.Text != nil {
+			if texts == nil {
+				texts = map[string]attest.Text{}
+			}
+			texts[open.Case.ID] = *open.Text
+		}
 	}
-	opened := &Suite{Document: s.Document, Criteria: s.Criteria, Cases: cases, Tensors: tensors}
+	opened := &Suite{Document: s.Document, Criteria: s.Criteria, Cases: cases, Tensors: tensors, Texts: texts}
 	if closed := opened.Closed(); closed > 0 {
 		return fmt.Errorf("sealed part: %d sealed cases are not in it", closed)
 	}
@@ -173,17 +187,18 @@ func (s *Suite) Open(part []byte) error {
 	return nil
 }
 
-// public returns the cases and tensors that the artifact shows.
-func (s *Suite) public() ([]attest.Case, map[string]compare.Tensor) {
+// public returns the cases, tensors and texts that the artifact shows.
+func (s *Suite) public() ([]attest.Case, map[string]compare.Tensor, map[string]attest.Text) {
 	if s.Sealed() == 0 {
-		return s.Cases, s.Tensors
+		return s.Cases, s.Tensors, s.Texts
 	}
-	cases, tensors := slices.Clone(s.Cases), maps.Clone(s.Tensors)
+	cases, tensors, texts := slices.Clone(s.Cases), maps.Clone(s.Tensors), maps.Clone(s.Texts)
 	for i, c := range cases {
 		if c.Sealed == "" {
 			continue
 		}
 		cases[i] = attest.Case{ID: c.ID, Stratum: c.Stratum, Sealed: c.Sealed}
+		delete(texts, c.ID)
 		for _, spec := range s.Document.Inputs {
 			delete(tensors, c.InputTensor(spec.Name))
 		}
@@ -191,5 +206,5 @@ func (s *Suite) public() ([]attest.Case, map[string]compare.Tensor) {
 			delete(tensors, c.OutputTensor(spec.Name))
 		}
 	}
-	return cases, tensors
+	return cases, tensors, texts
 }

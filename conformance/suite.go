@@ -40,6 +40,7 @@ type Suite struct {
 	Criteria attest.Criteria
 	Cases    []attest.Case
 	Tensors  map[string]compare.Tensor // by the names of attest.Case
+	Texts    map[string]attest.Text    // of a suite of texts, by case
 
 	// digest and criteria are those of the artifact that the suite was read from,
 	// "" if it was not: a suite that was read is not to be changed.
@@ -47,12 +48,16 @@ type Suite struct {
 }
 
 // A Candidate is an input from which cases are drawn: a line of a file of
-// cases.
+// cases. It asks with tensors or with a request.
 type Candidate struct {
 	ID     string                     `json:"id"`
-	Inputs map[string]CandidateTensor `json:"inputs"`
+	Inputs map[string]CandidateTensor `json:"inputs,omitempty"`
 	Label  string                     `json:"label,omitempty"`
 	Slice  map[string]string          `json:"slice,omitempty"`
+
+	// Request is an object in the words of the protocol that is spoken to the
+	// reference. It does not name the model.
+	Request json.RawMessage `json:"request,omitempty"`
 
 	// Outputs are golden ones that came with the case. Stratum says that it
 	// is to be a claim or a border case, and may be "".
@@ -91,8 +96,12 @@ func ReadCandidates(r io.Reader) ([]Candidate, error) {
 			return nil, fmt.Errorf("cases, line %d: id %q is used twice", n, c.ID)
 		case c.Stratum != "" && c.Stratum != attest.StratumClaim && c.Stratum != attest.StratumBorder:
 			return nil, fmt.Errorf("cases, line %d: stratum %q is unknown: use %s or %s", n, c.Stratum, attest.StratumClaim, attest.StratumBorder)
-		case len(c.Inputs) == 0:
+		case len(c.Inputs) == 0 && c.Request == nil:
 			return nil, fmt.Errorf("cases, line %d: case %s has no inputs", n, c.ID)
+		case c.Request != nil && len(c.Inputs)+len(c.Outputs) > 0:
+			return nil, fmt.Errorf("cases, line %d: case %s has a request, and tensors beside it", n, c.ID)
+		case len(list) > 0 && (list[0].Request == nil) != (c.Request == nil):
+			return nil, fmt.Errorf("cases, line %d: case %s asks with a request or with tensors, and case %s the other way", n, c.ID, list[0].ID)
 		}
 		seen[c.ID] = true
 		list = append(list, c)
@@ -181,7 +190,13 @@ type RecordOptions struct {
 }
 
 // Requests is how many requests Record makes, for progress.
-func (o RecordOptions) Requests() int { return len(o.Candidates) + 3*(o.Claim+o.Border) }
+func (o RecordOptions) Requests() int {
+	again := 3
+	if o.Criteria.Text != nil {
+		again = 1
+	}
+	return len(o.Candidates) + again*(o.Claim+o.Border)
+}
 
 // batchSize is how many cases are asked together to see whether a batch
 // changes the answers.
@@ -192,7 +207,8 @@ const batchSize = 8
 // that it can be done again), and of the rest the Border ones that lie
 // nearest to the decision. Then it measures the reference's noise floor:
 // every case is asked again, with each input moved by one unit in the last
-// place, and in batches with others.
+// place, and in batches with others. Texts are asked again, which is all that is
+// known to change nothing that matters in them.
 func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, error) {
 	if opt.Claim <= 0 || opt.Border < 0 {
 		return nil, errors.New("a suite needs claim cases")
@@ -203,6 +219,12 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	d, err := tg.Describe(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the reference: %w", err)
+	}
+	if opt.Criteria.Text != nil {
+		return recordTexts(ctx, tg, d, opt)
+	}
+	if opt.Candidates[0].Request != nil {
+		return nil, errors.New("the cases ask with requests, and the criteria are of tensors: say what must not flip in a text")
 	}
 	if len(d.Inputs) == 0 || len(d.Outputs) == 0 {
 		return nil, fmt.Errorf("the reference does not say what the inputs and outputs of %s are", opt.Target.Model)
@@ -333,11 +355,18 @@ type recorder struct {
 	outputs []string
 }
 
-// ask asks one question and takes nothing but an answer.
+// ask asks one question with tensors.
 func (r *recorder) ask(id string, inputs []compare.Tensor) (request []byte, outputs []compare.Tensor, err error) {
-	q := target.Question{ID: id, Model: r.opt.Target.Model, Version: r.opt.Target.Version, Inputs: inputs, Outputs: r.outputs}
-	request, err = r.tg.Encode(q)
+	request, a, err := r.send(target.Question{ID: id, Model: r.opt.Target.Model, Version: r.opt.Target.Version, Inputs: inputs, Outputs: r.outputs})
 	if err != nil {
+		return nil, nil, err
+	}
+	return request, a.Outputs, nil
+}
+
+// send sends a question, and takes nothing but an answer.
+func (r *recorder) send(q target.Question) (request []byte, a *target.Answer, err error) {
+	if request, err = r.tg.Encode(q); err != nil {
 		return nil, nil, err
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, 30*time.Second)
@@ -346,14 +375,13 @@ func (r *recorder) ask(id string, inputs []compare.Tensor) (request []byte, outp
 	if x.Failure != nil {
 		return nil, nil, x.Failure
 	}
-	a, err := r.tg.Decode(q, x.Response)
-	if err != nil {
+	if a, err = r.tg.Decode(q, x.Response); err != nil {
 		return nil, nil, err
 	}
 	if r.opt.Progress != nil {
 		r.opt.Progress(1)
 	}
-	return request, a.Outputs, nil
+	return request, a, nil
 }
 
 // askBatch asks several questions in one request and takes the answer apart.
@@ -417,6 +445,9 @@ func (s *Suite) check() error {
 	if p.N != s.Document.Claim {
 		return fmt.Errorf("criteria: the plan is for %d cases and the suite has %d claim cases", p.N, s.Document.Claim)
 	}
+	if s.ofTexts() != (s.Criteria.Text != nil) {
+		return errors.New("suite: criteria of texts are for a suite of texts, and those of outputs for one of tensors")
+	}
 	counts := map[string]int{}
 	last := ""
 	for _, c := range s.Cases {
@@ -448,6 +479,11 @@ func (s *Suite) check() error {
 	if counts[attest.StratumClaim] != s.Document.Claim || counts[attest.StratumBorder] != s.Document.Border || len(s.Cases) != s.Document.Claim+s.Document.Border {
 		return fmt.Errorf("suite: it says %d claim and %d border cases and has %v", s.Document.Claim, s.Document.Border, counts)
 	}
+	if s.ofTexts() {
+		if err := s.checkTexts(); err != nil {
+			return err
+		}
+	}
 	for _, c := range s.Criteria.Outputs {
 		if !slices.ContainsFunc(s.Document.Outputs, func(o attest.TensorSpec) bool { return o.Name == c.Output }) {
 			return fmt.Errorf("criteria: the suite has no output %q", c.Output)
@@ -464,6 +500,10 @@ func (s *Suite) check() error {
 // question returns what a case asks.
 func (s *Suite) question(c attest.Case, t attest.Target) (q target.Question, inputs, golden []compare.Tensor) {
 	q = target.Question{ID: c.ID, Model: t.Model, Version: t.Version}
+	if s.ofTexts() {
+		q.Request = json.RawMessage(s.Texts[c.ID].Request)
+		return q, nil, nil
+	}
 	for _, i := range s.Document.Inputs {
 		inputs = append(inputs, s.Tensors[c.InputTensor(i.Name)])
 	}

@@ -117,6 +117,7 @@ func TestStories(t *testing.T) {
 			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
 			"certificate": certificate, "served": served, "schema": schema, "authorities": authorities,
 			"wire": throughWire, "killed": killed, "random": random, "pieces": pieces,
+			"openai": talk, "stop-openai": silence, "openai-fault": talkWrong, "questions": questions,
 		},
 	})
 }
@@ -349,6 +350,7 @@ type storyT struct {
 }
 
 func (t storyT) Helper()           {}
+func (t storyT) Cleanup(f func())  { t.ts.Defer(f) }
 func (t storyT) Fatal(args ...any) { t.ts.Fatalf("%s", fmt.Sprint(args...)) }
 
 // served NAME checks which certificate the server shows, on both of its ports.

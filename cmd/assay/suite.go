@@ -47,10 +47,12 @@ type criteriaFlags struct {
 	absolute, relative, noise float64
 	ratio                     float64
 	limits                    []string
+	decide, answer, answerAt  string
+	tie                       float64
 }
 
 // criteriaNames are the flags, all of which a draft stands for.
-var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit"}
+var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie"}
 
 func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
@@ -67,7 +69,11 @@ func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.Float64Var(&o.relative, "relative", 1.3e-6, "relative tolerance of numbers (default: PyTorch's for FP32)")
 	f.Float64Var(&o.noise, "noise-factor", 8, "the tolerance is at least this many times the reference's noise floor")
 	f.Float64Var(&o.ratio, "noise-ratio", 4, "how many times the reference's noise floor the environment's own may be")
-	f.StringArrayVar(&o.limits, "limit", nil, "a further margin, MEASURE:OUTPUT=MARGIN or slow-answers=MILLISECONDS; the measures are "+strings.Join(attest.Measures, ", "))
+	f.StringArrayVar(&o.limits, "limit", nil, "a further margin, MEASURE:OUTPUT=MARGIN or slow-answers=MILLISECONDS; the measures are "+strings.Join(attest.Measures, ", ")+"; of texts MEASURE=MARGIN, of "+strings.Join(attest.MeasuresOfTexts, ", "))
+	f.StringVar(&o.decide, "decide", "", "the cases are requests, and this must not flip in the texts of the answers: "+strings.Join(attest.TextDecisions, ", "))
+	f.StringVar(&o.answer, "answer", "", "for extracted-answer: a regular expression (RE2) with one group, which is the answer; the last match counts")
+	f.StringVar(&o.answerAt, "answer-at", "", "for extracted-answer: the JSON Pointer of the answer in a text that is JSON")
+	f.Float64Var(&o.tie, "tie", 1e-3, "of texts: the lead in log probability up to which two tokens are equally likely, so that a border case that flips there is a tie")
 }
 
 // criteria computes how many claim cases the claim needs.
@@ -75,6 +81,9 @@ func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 	n, err := stats.SmallestN(o.allowed, o.margin, o.alpha)
 	if err != nil {
 		return attest.Criteria{}, usagef("%w", err)
+	}
+	if o.decide == "" && len(o.labels) == 0 {
+		return attest.Criteria{}, usagef("say what must not flip: --labels for tensors, --decide for texts")
 	}
 	decision := attest.Decision{Kind: attest.DecideLabel, Labels: o.labels}
 	if f.Changed("threshold") {
@@ -84,6 +93,15 @@ func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 		Version: 2, Noise: &attest.NoiseCriteria{Ratio: o.ratio},
 		Outputs: []attest.OutputCriteria{{Output: o.output, Absolute: o.absolute, Relative: o.relative, NoiseFactor: o.noise, Decision: decision}},
 		Plan:    attest.BinomialPlan{Margin: o.margin, Alpha: o.alpha, Beta: o.beta, N: n, Allowed: o.allowed},
+	}
+	if o.decide != "" {
+		for _, name := range []string{"labels", "output", "threshold", "threshold-index", "absolute", "relative", "noise-factor"} {
+			if f.Changed(name) {
+				return attest.Criteria{}, usagef("--%s is of tensors, and --decide of texts", name)
+			}
+		}
+		criteria.Outputs = []attest.OutputCriteria{}
+		criteria.Text = &attest.TextCriteria{Decision: o.decide, Pattern: o.answer, Pointer: o.answerAt, Tie: o.tie}
 	}
 	for _, text := range o.limits {
 		l, err := parseLimit(text)
@@ -111,9 +129,13 @@ flip allowed it takes 299 to exclude a flip rate of 1 % with 95 % confidence.
 Border cases are those nearest to the decision: they detect, and enter no rate.
 
 The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
-"shape":[…], "data":[…]}}, "label":…, "slice":{…}}.`,
+"shape":[…], "data":[…]}}, "label":…, "slice":{…}}. For texts (--decide) it has, in
+the place of the inputs, "request": what is asked in the words of the protocol,
+without the model. It is kept and sent as it was written.`,
 		Example: `  assay suite record credit/suite:1 --model credit/scorer:1.4.0 --url http://127.0.0.1:8000 --name credit --version 1.4.0 \
-      --cases cases.jsonl --labels decline,approve --threshold 0.5 --classification synthetic`,
+      --cases cases.jsonl --labels decline,approve --threshold 0.5 --classification synthetic
+  assay suite record help/suite:1 --model help/assistant:2 --protocol openai-chat --url http://127.0.0.1:8000/v1 --name assistant --version assistant-2 \
+      --cases questions.jsonl --decide extracted-answer --answer 'Answer: (.*)' --classification public`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return recordSuite(cmd, g, args[0], o) },
 	}
@@ -131,7 +153,7 @@ The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
 	for _, name := range append([]string{"cases"}, criteriaNames...) {
 		c.MarkFlagsMutuallyExclusive("draft", name)
 	}
-	c.MarkFlagsRequiredTogether("cases", "labels", "classification")
+	c.MarkFlagsRequiredTogether("cases", "classification")
 	return c
 }
 
@@ -241,6 +263,12 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 		for _, o := range s.Document.Outputs {
 			raw, _ := json.Marshal(s.Document.Reference.Noise[o.Name])
 			fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: %s)\n", o.Name, raw, s.Document.Reference.Measured, strings.Join(s.Document.Reference.Perturbations, ", "))
+		}
+		if t := s.Criteria.Text; t != nil {
+			fmt.Fprintf(w, "  what must not flip in its texts: %s %s\n", t.Decision, t.Pattern+t.Pointer)
+			for _, name := range attest.NoiseOfTexts {
+				fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: %s)\n", name, stats.Format(s.Document.Reference.Noise[name]), s.Document.Reference.Measured, strings.Join(s.Document.Reference.Perturbations, ", "))
+			}
 		}
 	})
 }

@@ -55,7 +55,6 @@ for one unlucky case, and needs more cases.`,
 	}
 	o.register(c.Flags())
 	c.Flags().StringVar(&name, "name", "", "the suite's name (default: the folder's)")
-	c.MarkFlagRequired("labels")
 	c.MarkFlagRequired("classification")
 	return c
 }

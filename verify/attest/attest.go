@@ -84,6 +84,7 @@ const (
 	CriteriaType         = "application/vnd.assay.criteria.v1+json"
 	CasesType            = "application/vnd.assay.cases.v1+jsonl"
 	TensorsType          = "application/vnd.assay.tensors.v1+safetensors"
+	TextsType            = "application/vnd.assay.texts.v1+jsonl"
 	ObservationsType     = "application/vnd.assay.observations.v1+jsonl"
 	PlanDocumentType     = "application/vnd.assay.plan.document.v1+json"
 	ReplayDocumentType   = "application/vnd.assay.replay.document.v1+json"

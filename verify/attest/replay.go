@@ -228,6 +228,7 @@ type Report struct {
 	Distances []DistanceCount `json:"distances,omitempty"` // of all cases, by how near the reference is to another decision
 	Latency   *Latency        `json:"latency,omitempty"`
 	Probes    *ProbeCounts    `json:"probes,omitempty"`
+	Texts     *TextSummary    `json:"texts,omitempty"` // of a suite of texts
 }
 
 // A Gate is a family of hypotheses, all of which have to be shown; those of a

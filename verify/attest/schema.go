@@ -12,7 +12,7 @@ var schemas embed.FS
 
 // Schema returns the JSON Schema (draft 2020-12) of a document: certificate,
 // refusal, lineage, deployment, approval, withdrawal, statement, status-list,
-// environment, suite, case, criteria, plan, observation, replay, report or
+// environment, suite, case, text, criteria, plan, observation, replay, report or
 // pieces. It says which
 // fields there are and of which type; what [Predicate.Validate] asks beyond
 // that is in its comments.

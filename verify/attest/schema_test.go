@@ -92,6 +92,9 @@ var documents = map[string]struct {
 		var c Case
 		return Unmarshal(raw, &c)
 	}},
+	"text": {Text{ID: "loan-0001", Request: `{"messages":[{"role":"user","content":"May it be granted?"}],"logprobs":true}`, Usage: &TextUsage{5, 1}, Choices: []TextChoice{{
+		Text: "yes", FinishReason: "stop", ToolCalls: []TextToolCall{{"decide", `{"b":1, "a":2}`}}, Tokens: []TextToken{{"yes", -0.25, []TextAlternative{{"yes", -0.25}, {"no", -1.5}}}},
+	}}}, readDocument[Text]()},
 	"criteria": {Criteria{
 		Version: 1, Outputs: []OutputCriteria{{Output: "probabilities", Absolute: 1e-5, Relative: 1.3e-6, NoiseFactor: 8, Decision: Decision{Kind: DecideThreshold, Labels: []string{"decline", "approve"}, Index: 1, Threshold: 0.5}}},
 		Plan: BinomialPlan{Margin: 0.01, Alpha: 0.05, Beta: 0.2, N: 299},

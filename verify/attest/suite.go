@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -17,10 +18,12 @@ type TensorSpec struct {
 
 // A Suite is golden inputs together with what the reference environment
 // answered to them: the document suite.json of a suite artifact. The cases
-// are in cases.jsonl, and all tensors, as bits, in tensors.safetensors.
+// are in cases.jsonl, and all tensors, as bits, in tensors.safetensors; of a
+// suite of texts, requests and answers are in texts.jsonl.
 type Suite struct {
 	Name               string       `json:"name"`
-	Model              Resource     `json:"model"` // that the reference served
+	Kind               string       `json:"kind,omitempty"` // "", of tensors, or [KindTexts], which has no inputs and outputs
+	Model              Resource     `json:"model"`          // that the reference served
 	Protocol           string       `json:"protocol"`
 	Inputs             []TensorSpec `json:"inputs"`
 	Outputs            []TensorSpec `json:"outputs"`
@@ -40,7 +43,8 @@ type Reference struct {
 
 	// Noise is, for each output, the largest absolute difference that benign
 	// perturbations made: asking again, in a batch with others, and with each
-	// input moved by one unit in the last place.
+	// input moved by one unit in the last place. Of texts it is for each of
+	// [NoiseOfTexts] what asking again made.
 	Noise map[string]float64 `json:"noise"`
 
 	// Perturbations names them, and Measured says how often each was made.
@@ -84,8 +88,12 @@ func (s Suite) Validate() error {
 		return errors.New("suite: name is missing")
 	case s.Protocol == "":
 		return errors.New("suite: protocol is missing")
-	case len(s.Inputs) == 0 || len(s.Outputs) == 0:
+	case s.Kind != "" && s.Kind != KindTexts:
+		return fmt.Errorf("suite: kind %q is unknown", s.Kind)
+	case s.Kind == "" && (len(s.Inputs) == 0 || len(s.Outputs) == 0):
 		return errors.New("suite: inputs and outputs are both needed")
+	case s.Kind == KindTexts && len(s.Inputs)+len(s.Outputs) > 0:
+		return errors.New("suite: a suite of texts has no tensors")
 	case s.Claim <= 0:
 		return errors.New("suite: it has no claim cases, so nothing could be claimed from it")
 	case s.Border < 0:
@@ -103,6 +111,13 @@ func (s Suite) Validate() error {
 			return fmt.Errorf("suite: the noise floor of output %q was not measured", o.Name)
 		}
 	}
+	if s.Kind == KindTexts {
+		for _, name := range NoiseOfTexts {
+			if n, ok := s.Reference.Noise[name]; !ok || !(n >= 0) {
+				return fmt.Errorf("suite: the noise floor of %s was not measured", name)
+			}
+		}
+	}
 	return nil
 }
 
@@ -110,13 +125,16 @@ func (s Suite) Validate() error {
 // before the first request is sent.
 //
 // Version 1 has outputs with tolerances and decisions, and the plan. Version 2
-// adds the candidate's noise floor and limits, and its report says more. A suite
-// of version 1 means, and reports, what it always did.
+// adds the candidate's noise floor and limits, and its report says more; criteria
+// of texts are of version 2. A suite of version 1 means, and reports, what it
+// always did.
 type Criteria struct {
 	Version int `json:"version"`
 
-	// Outputs says what must be the same, for every output of the suite.
+	// Outputs says what must be the same, for every output of the suite. A suite
+	// of texts has none, and Text instead.
 	Outputs []OutputCriteria `json:"outputs"`
+	Text    *TextCriteria    `json:"text,omitempty"`
 
 	// Plan is the statistical claim about decisions.
 	Plan BinomialPlan `json:"plan"`
@@ -139,7 +157,7 @@ type NoiseCriteria struct {
 // A Limit is a margin on one measure, at the plan's alpha and beta.
 type Limit struct {
 	Measure string  `json:"measure"`
-	Output  string  `json:"output,omitempty"` // not for latency
+	Output  string  `json:"output,omitempty"` // not for latency, nor of texts
 	Margin  float64 `json:"margin"`
 }
 
@@ -212,8 +230,10 @@ func (c Criteria) Validate() error {
 		return errors.New("criteria: noise and limits are of version 2")
 	case c.Version == 2 && (c.Noise == nil || !(c.Noise.Ratio >= 1)):
 		return errors.New("criteria: version 2 needs noise.ratio, of at least 1")
-	case len(c.Outputs) == 0:
+	case len(c.Outputs) == 0 && c.Text == nil:
 		return errors.New("criteria: no output is compared")
+	case c.Text != nil && (len(c.Outputs) > 0 || c.Version == 1):
+		return errors.New("criteria: text is of version 2, and has no outputs beside it")
 	case !(p.Margin > 0 && p.Margin < 1) || !(p.Alpha > 0 && p.Alpha < 1) || !(p.Beta > 0 && p.Beta < 1):
 		return errors.New("criteria: margin, alpha and beta must be between 0 and 1")
 	case p.N <= 0 || p.Allowed < 0 || p.Allowed >= p.N:
@@ -233,13 +253,22 @@ func (c Criteria) Validate() error {
 			return fmt.Errorf("criteria: %s: decision kind %q is unknown", o.Output, o.Decision.Kind)
 		}
 	}
+	measures := Measures
+	if c.Text != nil {
+		if err := c.Text.validate(); err != nil {
+			return err
+		}
+		measures = MeasuresOfTexts
+	}
 	for _, l := range c.Limits {
 		switch {
-		case !slices.Contains(Measures, l.Measure):
-			return fmt.Errorf("criteria: measure %q is unknown", l.Measure)
+		case !slices.Contains(measures, l.Measure):
+			return fmt.Errorf("criteria: measure %q is none of %s", l.Measure, strings.Join(measures, ", "))
+		case c.Text != nil && l.Output != "":
+			return fmt.Errorf("criteria: %s is of the whole text, and names no output", l.Measure)
 		case !(l.Margin > 0):
 			return fmt.Errorf("criteria: %s: a limit without a positive margin claims nothing", l.Measure)
-		case (l.Measure == MeasureSlow) != (l.Output == ""):
+		case c.Text == nil && (l.Measure == MeasureSlow) != (l.Output == ""):
 			return fmt.Errorf("criteria: %s: it has to name an output, and only latency has none", l.Measure)
 		}
 	}

@@ -239,7 +239,7 @@ func (p Protocol) value(b *bytes.Buffer, name string, q target.Question, check b
 		if check {
 			return true, nil
 		}
-		v, err := at(q.Request, rest)
+		v, err := At(q.Request, rest)
 		if err != nil {
 			return true, fmt.Errorf("the question's request: %w", err)
 		}
@@ -300,8 +300,9 @@ func (p Protocol) Encode(q target.Question) ([]byte, error) {
 	return raw, nil
 }
 
-// at returns the value at a JSON Pointer.
-func at(doc json.RawMessage, pointer string) (json.RawMessage, error) {
+// At returns the value at a JSON Pointer (RFC 6901), "" or one that begins with a
+// slash.
+func At(doc json.RawMessage, pointer string) (json.RawMessage, error) {
 	if pointer == "" {
 		return doc, nil
 	}
@@ -344,7 +345,7 @@ func text(r target.Response, place string) (string, error) {
 		}
 		return v, nil
 	}
-	v, err := at(r.Body, place)
+	v, err := At(r.Body, place)
 	if err != nil {
 		return "", err
 	}
@@ -366,7 +367,7 @@ func (p Protocol) Decode(q target.Question, r target.Response) (*target.Answer, 
 		}
 		return nil, target.Wrongf("malformed", "%v: %.100q", err, r.Body)
 	}
-	if v, err := at(r.Body, p.options.Error); err == nil && string(v) != "null" && string(v) != `""` {
+	if v, err := At(r.Body, p.options.Error); err == nil && string(v) != "null" && string(v) != `""` {
 		return nil, target.Wrongf("error-in-200", "the answer of status 200 has at %s: %.200s", p.options.Error, v)
 	}
 	a := &target.Answer{Model: q.Model}
@@ -388,7 +389,7 @@ func (p Protocol) Decode(q target.Question, r target.Response) (*target.Answer, 
 		}
 	}
 	if len(p.options.Outputs) == 0 {
-		v, err := at(r.Body, p.options.Value)
+		v, err := At(r.Body, p.options.Value)
 		if err != nil {
 			return nil, target.Wrongf("missing-output", "%v", err)
 		}
@@ -406,7 +407,7 @@ func (p Protocol) Decode(q target.Question, r target.Response) (*target.Answer, 
 			return nil, target.Wrongf("missing-output", "the options do not say where output %s is", name)
 		}
 		o := p.options.Outputs[i]
-		v, err := at(r.Body, o.At)
+		v, err := At(r.Body, o.At)
 		if err != nil {
 			return nil, target.Wrongf("missing-output", "output %s: %v", name, err)
 		}

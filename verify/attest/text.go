@@ -1,0 +1,191 @@
+package attest
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// KindTexts is the kind of a suite whose cases ask with a request in the words
+// of their protocol, and whose golden answers are texts. The kind "" is of
+// tensors.
+const KindTexts = "texts"
+
+// A Text is a case of a suite of texts, and what the reference answered: a line
+// of texts.jsonl.
+type Text struct {
+	ID string `json:"id"` // of the case
+
+	// Request is the JSON of the request, as it was written. It is kept as text
+	// because the canonical form would reorder it, and a chat template may show
+	// a tool's schema to the model in the order in which it was written.
+	Request string `json:"request"`
+
+	// Choices are the golden answers as they were decoded, by index.
+	Choices []TextChoice `json:"choices"`
+
+	// Usage is what the reference counted, if it said so.
+	Usage *TextUsage `json:"usage,omitempty"`
+}
+
+// A TextChoice is one of the texts of an answer.
+type TextChoice struct {
+	Text         string         `json:"text"`
+	Refusal      string         `json:"refusal,omitempty"`
+	FinishReason string         `json:"finishReason"`
+	ToolCalls    []TextToolCall `json:"toolCalls,omitempty"`
+	Tokens       []TextToken    `json:"tokens,omitempty"` // if log probabilities were asked for
+}
+
+// A TextToolCall is a function that the model wants called. Its id is made up
+// anew for each answer, and so not kept.
+type TextToolCall struct {
+	Name      string `json:"name"`
+	Arguments string `json:"arguments"` // JSON, as the model wrote it
+}
+
+// A TextToken is a piece of a text with the natural logarithm of its
+// probability, and the most likely pieces in its place.
+type TextToken struct {
+	Token   string            `json:"token"`
+	Logprob float64           `json:"logprob"`
+	Top     []TextAlternative `json:"top,omitempty"`
+}
+
+// A TextAlternative is a token that could have stood in the place of another.
+type TextAlternative struct {
+	Token   string  `json:"token"`
+	Logprob float64 `json:"logprob"`
+}
+
+// TextUsage counts tokens.
+type TextUsage struct {
+	Prompt     int `json:"prompt"`
+	Completion int `json:"completion"`
+}
+
+// Validate says what is missing or contradictory, or nil.
+func (t Text) Validate() error {
+	switch {
+	case t.ID == "":
+		return errors.New("text: id is missing")
+	case !strings.HasPrefix(strings.TrimSpace(t.Request), "{"):
+		return fmt.Errorf("text of case %s: its request is no JSON object", t.ID)
+	case len(t.Choices) == 0:
+		return fmt.Errorf("text of case %s: it has no golden answer", t.ID)
+	}
+	if err := CheckJSON([]byte(t.Request)); err != nil {
+		return fmt.Errorf("text of case %s: request: %w", t.ID, err)
+	}
+	for i, c := range t.Choices {
+		for k, x := range c.Tokens {
+			if !(x.Logprob <= 0) {
+				return fmt.Errorf("text of case %s: choice %d: token %d has log probability %v", t.ID, i, k, x.Logprob)
+			}
+		}
+	}
+	if u := t.Usage; u != nil && (u.Prompt < 0 || u.Completion < 0) {
+		return fmt.Errorf("text of case %s: its usage is negative", t.ID)
+	}
+	return nil
+}
+
+// Measures of the reference's noise floor in a suite of texts: the largest of
+// all cases when they were asked again.
+const (
+	NoiseDecision = "decision"      // the share of cases whose decision changed
+	NoiseEdit     = "edit-distance" // as a share of the longer text
+	NoiseLogprob  = "logprob"       // the largest |difference| of a token's log probability
+)
+
+// NoiseOfTexts lists them.
+var NoiseOfTexts = []string{NoiseDecision, NoiseEdit, NoiseLogprob}
+
+// TextCriteria say what must not flip in an answer that is a text.
+type TextCriteria struct {
+	// Decision is one of TextDecisions.
+	Decision string `json:"decision"`
+
+	// Pattern (RE2) has one group, and Pointer is a JSON Pointer (RFC 6901): one
+	// of them says what the answer in a text is, for [DecideAnswer].
+	Pattern string `json:"pattern,omitempty"`
+	Pointer string `json:"pointer,omitempty"`
+
+	// Tie is the lead in log probability up to which two tokens count as equally
+	// likely: a border case that flips there is a tie.
+	Tie float64 `json:"tie"`
+}
+
+// Decisions of texts. Each is made of all choices of an answer, by index.
+const (
+	DecideText      = "exact-text"       // text, refusal, tool calls and finish reason
+	DecideAnswer    = "extracted-answer" // what Pattern or Pointer finds, normalized
+	DecideToolCalls = "tool-calls"       // functions in order, arguments as canonical JSON
+	DecideToken     = "first-token"      // the first token; the request has to ask for log probabilities
+)
+
+// TextDecisions lists them.
+var TextDecisions = []string{DecideText, DecideAnswer, DecideToolCalls, DecideToken}
+
+// Measures of texts that a limit can be on, one number a case.
+const (
+	MeasureEdit    = "edit-distance"      // edits of code points, as a share of the longer text
+	MeasureLogprob = "logprob-difference" // mean |difference| of the tokens' log probabilities, up to the first token that differs
+)
+
+// MeasuresOfTexts lists them.
+var MeasuresOfTexts = []string{MeasureEdit, MeasureLogprob, MeasureSlow}
+
+func (c TextCriteria) validate() error {
+	switch {
+	case !slices.Contains(TextDecisions, c.Decision):
+		return fmt.Errorf("criteria: decision %q is none of %s", c.Decision, strings.Join(TextDecisions, ", "))
+	case !(c.Tie >= 0):
+		return errors.New("criteria: text.tie must not be negative")
+	case c.Decision != DecideAnswer && (c.Pattern != "" || c.Pointer != ""):
+		return fmt.Errorf("criteria: a pattern or a pointer is for %s, not for %s", DecideAnswer, c.Decision)
+	case c.Decision == DecideAnswer && (c.Pattern == "") == (c.Pointer == ""):
+		return fmt.Errorf("criteria: %s needs a pattern or a pointer, and not both", DecideAnswer)
+	case c.Pointer != "" && !strings.HasPrefix(c.Pointer, "/"):
+		return fmt.Errorf("criteria: %q is no JSON Pointer: it begins with a slash", c.Pointer)
+	}
+	if c.Pattern != "" {
+		p, err := regexp.Compile(c.Pattern)
+		if err != nil {
+			return fmt.Errorf("criteria: pattern: %w", err)
+		}
+		if p.NumSubexp() != 1 {
+			return fmt.Errorf("criteria: pattern %q has %d groups, and needs one: the answer", c.Pattern, p.NumSubexp())
+		}
+	}
+	return nil
+}
+
+// A TextSummary is what a report says of texts, over all cases that were
+// compared.
+type TextSummary struct {
+	Decision   string `json:"decision"`
+	Choices    int    `json:"choices"`
+	Same       int    `json:"same"`       // to the byte
+	Normalized int    `json:"normalized"` // after normal form C and with white space as one space
+	Diverging  int    `json:"diverging"`
+
+	// Earliest is the first code point that differs in any choice, from 0; -1 if
+	// none does. Halfway is the share of diverging texts that do so in the first
+	// half of the reference's.
+	Earliest int `json:"earliest"`
+	Halfway  int `json:"halfway"`
+
+	Finish     int `json:"finish"`     // choices that ended for another reason
+	NoAnswer   int `json:"noAnswer"`   // choices without an answer to extract
+	ToolCalls  int `json:"toolCalls"`  // choices with other tool calls
+	Completion int `json:"completion"` // answers with another number of tokens
+	Unstable   int `json:"unstable"`   // probes that changed the decision
+
+	MaxEdit    string `json:"maxEdit"` // as a share of the longer text
+	Tokens     int    `json:"tokens"`  // positions whose log probabilities were compared
+	MaxLogprob string `json:"maxLogprob"`
+	TopMissing int    `json:"topMissing"` // of the reference's most likely tokens, those that were not listed
+}
