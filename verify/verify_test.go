@@ -491,7 +491,7 @@ func TestKeyFilesAreCosigns(t *testing.T) {
 }
 
 func FuzzBundle(f *testing.F) {
-	k := newKey(f)
+	k := fixedKey(f)
 	trust := trustOf(f, entry("team", k, "", Release))
 	f.Add(signed(f, k, releaseOf(model)))
 	f.Add([]byte(`{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","dsseEnvelope":{"payload":"` + base64.StdEncoding.EncodeToString([]byte("{}")) + `"}}`))
@@ -504,7 +504,30 @@ func FuzzBundle(f *testing.F) {
 		if err == nil && !bytes.Equal(v.Payload, releaseOf(model)) {
 			t.Errorf("a forged statement verifies: %s", v.Payload)
 		}
+		// What was opened ahead comes to the same.
+		if o, ok := Ahead(raw, trust); ok {
+			if _, again := o.Verify(model, trust, here); (again == nil) != (err == nil) || again != nil && failureOf(again).Code != failureOf(err).Code {
+				t.Errorf("opened ahead it is %v, and else %v", again, err)
+			}
+		} else if err == nil {
+			t.Error("it verifies, and cannot be opened ahead")
+		}
 	})
+}
+
+// fixedKey is the same key in every process of a fuzzing run, so that what one
+// signs is a signature to the others.
+func fixedKey(t testing.TB) *Key {
+	t.Helper()
+	private, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := NewKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
 }
 
 func FuzzParseTrust(f *testing.F) {
@@ -546,7 +569,7 @@ func BenchmarkVerifyBundle(b *testing.B) {
 }
 
 func FuzzStatus(f *testing.F) {
-	k := newKey(f)
+	k := fixedKey(f)
 	trust := trustOf(f, entry("registry", k, "", Withdrawal))
 	raw, err := SignStatusList(k, attest.StatusList{Version: 1, Issuer: "x", Validity: attest.Validity{NotBefore: now, NotAfter: now.Add(time.Hour)}, Withdrawn: []attest.StatusEntry{{Digest: string(model), Since: now}}})
 	if err != nil {
@@ -568,7 +591,7 @@ func FuzzStatus(f *testing.F) {
 }
 
 func FuzzLegacy(f *testing.F) {
-	k := newKey(f)
+	k := fixedKey(f)
 	trust := trustOf(f, entry("team", k, "", Release))
 	payload := []byte(`{"critical":{"identity":{"docker-reference":""},"image":{"docker-manifest-digest":"` + string(model) + `"},"type":"cosign container image signature"},"optional":null}`)
 	_, sig, err := k.sign(payload)

@@ -2,15 +2,18 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -66,7 +69,7 @@ func newShowCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:     "show REFERENCE",
 		Short:   "Show a model version: its files, and what is signed about it",
-		Long:    "Show a model version: its number, its files, and what verification said of every statement about it when it was pushed.",
+		Long:    "Show a model version: its number, its files, and what verification said of every statement about it when it was pushed. Of an approval: the person's id and, to auditors, the name; the meaning; the SHA-256 of the reason, which the statement has in full.",
 		Example: "  assay show credit/scorer:1.4.0",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -83,6 +86,12 @@ func newShowCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			names := map[string]string{}
+			for _, f := range facts {
+				if a, ok := approvalOf(f); ok && names[a.Person] == "" {
+					names[a.Person] = g.printedName(cmd.Context(), a)
+				}
+			}
 			v := version.Version
 			return g.printProto(&pb.ListVersionsResponse{Versions: []*pb.Version{v}}, func(w io.Writer) {
 				fmt.Fprintf(w, "%s version %d (%s)\n", v.Repository, v.Number, strings.Join(v.Tags, ", "))
@@ -96,6 +105,9 @@ func newShowCommand(g *globals) *cobra.Command {
 						by += ", by " + f.Identity
 					}
 					fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-12s %s, log leaf %d  %s", predicateName(f.PredicateType), by, f.LogIndex, cmp.Or(f.Message, aboutWhat(f))), " "))
+					if a, ok := approvalOf(f); ok {
+						fmt.Fprintf(w, "               %s %s, meaning %s, at %s, reason %s\n", a.Person, names[a.Person], a.Meaning, a.ApprovedAt.UTC().Format("2006-01-02 15:04:05Z"), reasonHash(a.Reason))
+					}
 				}
 				if len(facts) == 0 {
 					fmt.Fprintln(w, "  nothing is signed about it: assay sign")
@@ -104,6 +116,38 @@ func newShowCommand(g *globals) *cobra.Command {
 		},
 	}
 }
+
+// approvalOf returns the approval that a verified fact is.
+func approvalOf(f *pb.Fact) (attest.Approval, bool) {
+	if f.Outcome != verify.OutcomeVerified || f.PredicateType != attest.PredicateApproval {
+		return attest.Approval{}, false
+	}
+	p, err := attest.ParsePredicate(attest.Statement{PredicateType: f.PredicateType, Predicate: json.RawMessage(f.Predicate)})
+	a, ok := p.(attest.Approval)
+	return a, ok && err == nil
+}
+
+// printedName is the name of whoever approved, as far as the server tells it:
+// the statement has the id and a hash only.
+func (g *globals) printedName(ctx context.Context, a attest.Approval) string {
+	var answer pb.GetPersonResponse
+	if err := g.api(ctx, "GET", "persons/"+url.PathEscape(a.Person), nil, nil, &answer); err != nil {
+		return "(the name is not known here)"
+	}
+	p := answer.GetPerson()
+	switch {
+	case p.GetErasedAt() != nil:
+		return "(the name was erased)"
+	case p.GetName() == "":
+		return "(the name is for auditors)"
+	case p.GetNameHash() != a.NameHash:
+		return fmt.Sprintf("(%q now; signed under another name)", p.GetName())
+	}
+	return fmt.Sprintf("(%q)", p.GetName())
+}
+
+// reasonHash names a reason without repeating what people wrote.
+func reasonHash(reason string) string { return short(string(digest.FromString(reason))) }
 
 // aboutWhat says which environment a certificate or deployment is about.
 func aboutWhat(f *pb.Fact) string {
