@@ -39,14 +39,14 @@ func silence(ts *testscript.TestScript, neg bool, args []string) {
 func talkWrong(ts *testscript.TestScript, neg bool, args []string) {
 	s := targettest.NewOpenAI(storyT{ts: ts})
 	var wrong atomic.Int64
-	s.Misbehave = func(n int) string {
+	s.SetMisbehave(func(n int) string {
 		// The first dozen are questions of the pre-flight.
 		if n > 12 && n%20 == 0 {
 			wrong.Add(1)
 			return args[0]
 		}
 		return ""
-	}
+	})
 	suite := ts.Getenv("SUITE")
 	if suite == "" {
 		suite = "help/suite:1"

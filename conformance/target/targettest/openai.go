@@ -36,6 +36,13 @@ type OpenAI struct {
 	requests int // guarded by mu
 }
 
+// SetMisbehave sets Misbehave of a server that runs already.
+func (s *OpenAI) SetMisbehave(f func(n int) string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Misbehave = f
+}
+
 // OpenAIFaults are the words that Misbehave may say, of every answer.
 var OpenAIFaults = []string{
 	"http-500", "http-429", "hang", "close", "empty", "not-json", "truncated", "error-in-200", "wrong-model", "no-model", "cached", "duplicate-key", "usage-off",
@@ -150,9 +157,12 @@ func (s *OpenAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		openAIError(w, 400, "invalid_request_error", "n", "n is out of range")
 		return
 	}
+	s.mu.Lock()
+	misbehave := s.Misbehave
+	s.mu.Unlock()
 	fault := ""
-	if s.Misbehave != nil {
-		fault = s.Misbehave(n)
+	if misbehave != nil {
+		fault = misbehave(n)
 	}
 	a := &openAIAnswer{q: q, fault: fault, w: w, model: parrotFull, id: fmt.Sprintf("fake-%d", n)}
 	switch fault {
