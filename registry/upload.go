@@ -34,7 +34,7 @@ const (
 
 	// firstBuffer is what a client has to have sent of a piece before it gets
 	// one of those: one that begins and then stands still costs little.
-	firstBuffer = 32 << 10
+	firstBuffer = 8 << 10
 
 	// uploadAhead is how many such pieces may wait: one is being received
 	// and one hashed and written meanwhile.
