@@ -25,20 +25,16 @@ import (
 )
 
 const (
-	// uploadBuffer is the piece in which bytes go from the network to the
-	// hash and the disk, at the same time: so large that writing it past the
-	// page cache costs next to nothing. Small uploads, and all while there are
-	// many, do with smallBuffer.
+	// uploadBuffer is the piece in which bytes go to the disk: so large that
+	// writing it past the page cache costs next to nothing. An upload has two,
+	// one that is received and hashed and one that is written. Small uploads,
+	// and all while there are many, do with smallBuffer.
 	uploadBuffer = 4 << 20
 	smallBuffer  = 256 << 10
 
 	// firstBuffer is what a client has to have sent of a piece before it gets
 	// one of those: one that begins and then stands still costs little.
 	firstBuffer = 8 << 10
-
-	// uploadAhead is how many such pieces may wait: one is being received
-	// and one hashed and written meanwhile.
-	uploadAhead = 1
 
 	// largeBuffers is how many large ones there are for all uploads together.
 	largeBuffers = 24
@@ -140,12 +136,14 @@ type session struct {
 	alg      digest.Algorithm
 
 	mu     sync.Mutex
-	owner  int              // guarded by mu, as all below: the newest request
-	writer store.BlobWriter // nil before the first byte
-	hash   *attest.PieceHash
-	offset int64
-	marks  []mark // of the row
-	states int    // of pieces, that are in rows
+	owner  int               // guarded by mu, as all below: the newest request
+	writer store.BlobWriter  // nil before the first byte
+	hash   *attest.PieceHash // of what is written, on its way to the disk, and being received
+	flight *flight           // on its way to the disk; nil if nothing is
+	offset int64             // written
+	state  []byte            // of the hash after offset bytes; nil at 0
+	marks  []mark            // of the row
+	states int               // of pieces, that are in rows
 	hasRow bool
 	gone   bool
 	active time.Time
@@ -155,6 +153,9 @@ func (u *uploads) close() {
 	for _, s := range u.all() {
 		s.mu.Lock()
 		s.owner++
+		if s.flight != nil {
+			<-s.flight.done
+		}
 		if s.writer != nil {
 			s.writer.Close()
 		}
@@ -281,7 +282,7 @@ func (r *Registry) session(ctx context.Context, actor access.Actor, repo, id str
 		w.Close()
 		return nil, err
 	}
-	s.offset = last.Offset
+	s.offset, s.state = last.Offset, last.State
 	r.uploads.add(s)
 	return s, nil
 }
@@ -294,8 +295,8 @@ func (r *Registry) StatUpload(ctx context.Context, actor access.Actor, repo, id 
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.gone {
-		return Upload{}, fmt.Errorf("%w: %s", ErrUploadUnknown, id)
+	if err := r.interrupt(ctx, s); err != nil {
+		return Upload{}, err
 	}
 	return Upload{s.id, s.offset}, nil
 }
@@ -329,37 +330,53 @@ func (r *Registry) AppendUpload(ctx context.Context, actor access.Actor, repo, i
 
 var errFenced = fmt.Errorf("%w: another request has taken it over", ErrUploadInvalid)
 
+// interrupt waits until a session's offset is what was written of it, for
+// somebody who may not be its owner. If that failed, what the owner has
+// received since fits to nothing, and it is fenced. The session's lock is held.
+func (r *Registry) interrupt(ctx context.Context, s *session) error {
+	err := r.settle(ctx, s)
+	switch {
+	case s.gone:
+		return fmt.Errorf("%w: %s", ErrUploadUnknown, s.id)
+	case err != nil:
+		s.owner++
+	}
+	return err
+}
+
 // take makes the caller the session's one writer, at the place its piece
 // begins.
 func (r *Registry) take(ctx context.Context, s *session, c Chunk) (owner int, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.gone {
-		return 0, fmt.Errorf("%w: %s", ErrUploadUnknown, s.id)
+	if err := r.interrupt(ctx, s); err != nil {
+		return 0, err
 	}
+	at := c.At
 	switch {
-	case c.At < 0 || c.At == s.offset:
-	case c.At > s.offset || !c.Rewind:
+	case at < 0:
+		at = s.offset
+	case at > s.offset || at < s.offset && !c.Rewind:
 		// "If a chunk is uploaded out of order, the registry MUST respond
 		// with a response code of 416" (distribution-spec, Pushing a blob in
 		// chunks).
-		return 0, fmt.Errorf("%w: the piece begins at %d and %d bytes are there", ErrRangeInvalid, c.At, s.offset)
-	default:
-		if err := r.rewind(context.WithoutCancel(ctx), s, c.At); err != nil {
-			return 0, err
-		}
+		return 0, fmt.Errorf("%w: the piece begins at %d and %d bytes are there", ErrRangeInvalid, at, s.offset)
 	}
 	s.owner++
 	s.active = r.clock()
+	if at < s.offset || s.hash.Len() != s.offset {
+		// To somewhere before, or the last owner had received more than it wrote.
+		if err := r.rewind(context.WithoutCancel(ctx), s, at); err != nil {
+			return 0, err
+		}
+	}
 	return s.owner, nil
 }
 
-// rewind drops the bytes from offset on. From the last mark before it on they
-// are hashed again. The session's lock is held.
+// rewind drops the bytes from offset on. If they are not just those that were
+// not written, the ones before them are hashed again from the last mark on. The
+// session's lock is held, and nothing is on its way to the disk.
 func (r *Registry) rewind(ctx context.Context, s *session, offset int64) error {
-	if s.writer == nil {
-		return nil
-	}
 	keep := s.marks
 	for len(keep) > 0 && keep[len(keep)-1].Offset > offset {
 		keep = keep[:len(keep)-1]
@@ -372,99 +389,92 @@ func (r *Registry) rewind(ctx context.Context, s *session, offset int64) error {
 			return err
 		}
 	}
-	if err := s.writer.Truncate(offset); err != nil {
+	if s.writer != nil {
+		if err := s.writer.Truncate(offset); err != nil {
+			return err
+		}
+	}
+	from := s.durable()
+	if offset == s.offset {
+		from = mark{Offset: offset, State: s.state}
+	}
+	if err := s.rehash(from, s.hash.States()); err != nil {
 		return err
 	}
-	last := s.durable()
-	if err := s.rehash(last, s.hash.States()); err != nil {
+	if from.Offset < offset {
+		if _, err := io.CopyBuffer(s.hash, io.NewSectionReader(s.writer, from.Offset, offset-from.Offset), make([]byte, uploadBuffer)); err != nil {
+			return err
+		}
+	}
+	state, err := s.hash.Mark()
+	if err != nil {
 		return err
 	}
-	if _, err := io.CopyBuffer(s.hash, io.NewSectionReader(s.writer, last.Offset, offset-last.Offset), make([]byte, uploadBuffer)); err != nil {
-		return err
-	}
-	s.offset = offset
+	s.offset, s.state = offset, state
 	return nil
 }
 
-// receive copies a piece into the session: one goroutine reads ahead, and
-// each buffer is hashed and written at the same time.
+// receive copies a piece into the session. What has come is hashed at once,
+// while it is near the processor and the kernel receives what comes next;
+// and while the next buffer fills, the last one is written.
 func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) error {
 	if c.Body == nil || c.Size == 0 {
 		return nil
 	}
-	type piece struct {
-		data []byte
-		err  error
+	body, first := c.Body, make([]byte, firstBuffer)
+	if c.Size >= 0 {
+		body, first = io.LimitReader(body, c.Size), first[:min(c.Size, firstBuffer)]
 	}
-	pieces := make(chan piece, uploadAhead)
-	stop := make(chan struct{})
-	defer func() {
-		close(stop)
-		go func() { // it ends with the body
-			for p := range pieces {
-				r.buffers.put(p.data)
-			}
-		}()
-	}()
-	go func() {
-		defer close(pieces)
-		body := c.Body
-		first := make([]byte, firstBuffer)
-		if c.Size >= 0 {
-			body = io.LimitReader(body, c.Size)
-			first = first[:min(c.Size, firstBuffer)]
-		}
-		for received := int64(0); ; {
-			n, err := io.ReadFull(body, first)
-			var buf []byte
-			if err == nil {
-				// How much comes is known from the announcement, or from what came.
-				buf = r.buffers.get(max(c.Size, received+int64(n)))
-				copy(buf, first)
-				var more int
-				more, err = io.ReadFull(body, buf[n:])
-				n += more
-			} else {
-				buf = slices.Clone(first)
-			}
-			if err == io.ErrUnexpectedEOF && n > 0 {
-				// Either the end of the body, or of the connection: asking
-				// again tells which.
-				var more int
-				if more, err = body.Read(buf[n:]); more > 0 || err == nil {
-					err = nil
-				}
-				n += more
-			}
-			received += int64(n)
-			select {
-			case pieces <- piece{buf[:n], err}:
-			case <-stop:
-				r.buffers.put(buf)
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
 	var got int64
-	for p := range pieces {
-		if len(p.data) > 0 {
-			if err := r.write(ctx, s, owner, p.data, c.Size); err != nil {
-				r.buffers.put(p.data)
-				return err
+	for over := false; !over; {
+		var broken error
+		buf, lent, n := first, false, 0
+		for n < len(buf) && !over {
+			m, err := body.Read(buf[n:])
+			if e := r.hash(s, owner, buf[n:n+m]); e != nil {
+				r.giveBack(buf, lent)
+				return e
 			}
-			got += int64(len(p.data))
+			n, got = n+m, got+int64(m)
+			if over = err != nil || got == c.Size; err != nil && err != io.EOF {
+				broken = err
+			}
+			if n == len(buf) && !lent && !over {
+				// How much comes is known from the announcement, or from what came.
+				buf, lent = r.buffers.get(max(c.Size, got)), true
+				copy(buf, first)
+			}
 		}
-		r.buffers.put(p.data)
-		if p.err != nil && p.err != io.EOF {
-			return fmt.Errorf("%w: receiving after %d bytes: %w", ErrUploadInvalid, got, p.err)
+		if err := r.write(ctx, s, owner, buf[:n], lent, c.Size, over); err != nil {
+			return err
+		}
+		if broken != nil {
+			return fmt.Errorf("%w: receiving after %d bytes: %w", ErrUploadInvalid, got, broken)
 		}
 	}
 	if c.Size >= 0 && got != c.Size {
 		return fmt.Errorf("%w: %d bytes were announced and %d came", ErrSizeInvalid, c.Size, got)
 	}
+	return nil
+}
+
+func (r *Registry) giveBack(buf []byte, lent bool) {
+	if lent {
+		r.buffers.put(buf)
+	}
+}
+
+// hash takes up bytes that have come.
+func (r *Registry) hash(s *session, owner int, data []byte) error {
+	if len(data) == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owner != owner || s.gone {
+		return errFenced
+	}
+	s.hash.Write(data)
 	return nil
 }
 
@@ -505,36 +515,82 @@ func (b *buffers) put(buf []byte) {
 	}
 }
 
-func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte, announced int64) error {
+// write writes bytes that were hashed. If more are to come it does not wait
+// for the disk; lent says that the buffer is to be given back.
+func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte, lent bool, announced int64, last bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owner != owner || s.gone {
+		r.giveBack(data, lent)
 		return errFenced
+	}
+	if err := r.settle(ctx, s); err != nil {
+		r.giveBack(data, lent)
+		return err
+	}
+	if len(data) == 0 {
+		return nil
 	}
 	if s.writer == nil {
 		// What came is kept even if the client has gone away meanwhile.
 		w, err := r.blobs.Create(context.WithoutCancel(ctx), announced)
 		if err != nil {
-			return err
+			r.giveBack(data, lent)
+			return orElse(r.rewind(context.WithoutCancel(ctx), s, s.offset), err)
 		}
 		s.writer = w
 	}
-	hashed := make(chan struct{})
-	go func() {
-		s.hash.Write(data)
-		close(hashed)
-	}()
-	n, err := s.writer.Write(data)
-	<-hashed
+	state, err := s.hash.Mark()
 	if err != nil {
-		// The hash is ahead of the bytes now.
+		r.giveBack(data, lent)
+		return err
+	}
+	f := &flight{data: data, lent: lent, state: state, done: make(chan struct{})}
+	s.flight = f
+	if last {
+		f.fly(s.writer)
+		return r.settle(ctx, s)
+	}
+	go f.fly(s.writer)
+	return nil
+}
+
+// A flight is bytes on their way to the disk.
+type flight struct {
+	data  []byte
+	lent  bool
+	state []byte // of the hash after them
+
+	done chan struct{} // closed when the following are set
+	n    int
+	err  error
+}
+
+func (f *flight) fly(w store.BlobWriter) {
+	defer close(f.done)
+	f.n, f.err = w.Write(f.data)
+}
+
+// settle waits for the bytes on their way to the disk, and takes them up as
+// written. After an error the session stands where it stood before them. The
+// session's lock is held.
+func (r *Registry) settle(ctx context.Context, s *session) error {
+	f := s.flight
+	if f == nil {
+		return nil
+	}
+	<-f.done
+	s.flight = nil
+	r.giveBack(f.data, f.lent)
+	if f.err != nil {
 		if e := r.rewind(context.WithoutCancel(ctx), s, s.offset); e != nil {
 			r.log.Warn("upload cannot go on", "upload", s.id, "error", e)
 			r.drop(s)
 		}
-		return fmt.Errorf("writing %d of %d bytes: %w", n, len(data), err)
+		return fmt.Errorf("writing %d of %d bytes: %w", f.n, len(f.data), f.err)
 	}
-	s.offset += int64(len(data))
+	s.offset += int64(len(f.data))
+	s.state = f.state
 	s.active = r.clock()
 	r.leases.renew(s.repo, s.active)
 	if s.offset-s.durable().Offset >= checkpointEvery {
@@ -552,17 +608,13 @@ func (r *Registry) saveCheckpoint(ctx context.Context, s *session, within bool) 
 	if err := s.writer.Sync(); err != nil {
 		return err
 	}
-	state, err := s.hash.Mark()
-	if err != nil {
-		return err
-	}
 	before := s.marks
 	kept := slices.Clone(before)
 	if s.durable().Within {
 		kept = kept[:len(kept)-1]
 	}
 	kept = kept[max(0, len(kept)-marksKept):]
-	s.marks = append(kept, mark{s.offset, state, within})
+	s.marks = append(kept, mark{s.offset, s.state, within})
 	if err := r.saveMarks(ctx, s); err != nil {
 		s.marks = before
 		return err
@@ -573,6 +625,8 @@ func (r *Registry) saveCheckpoint(ctx context.Context, s *session, within bool) 
 func (r *Registry) saveMarks(ctx context.Context, s *session) error {
 	row := uploadRow{Repository: s.repo, Key: s.writer.Key(), Algorithm: s.alg, Marks: s.marks, At: r.clock()}
 	states := s.hash.States()
+	// Those of bytes that are not written yet are left out.
+	states = states[:min(len(states), int(s.offset/attest.PieceSize)*s.hash.StateSize())]
 	if err := r.submit(ctx, func(tx *txn) error {
 		tx.put(key("upload", s.id), row)
 		putStates(tx, "uploadstates", s.id, states, s.states*s.hash.StateSize())
@@ -681,6 +735,11 @@ func (r *Registry) CancelUpload(ctx context.Context, actor access.Actor, repo, i
 // drop ends a session and removes its bytes. The session's lock is held.
 func (r *Registry) drop(s *session) {
 	s.gone = true
+	if f := s.flight; f != nil {
+		<-f.done
+		r.giveBack(f.data, f.lent)
+		s.flight = nil
+	}
 	if s.writer != nil {
 		s.writer.Close()
 		r.removeBlob(s.writer.Key())

@@ -184,6 +184,9 @@ func (p *PieceHash) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
+// Len is how many bytes were written.
+func (p *PieceHash) Len() int64 { return p.n }
+
 // Digest is of what was written.
 func (p *PieceHash) Digest() digest.Digest { return digest.NewDigest(p.alg, p.h) }
 
