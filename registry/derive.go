@@ -140,7 +140,7 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 	}
 	switch {
 	case errors.As(err, &failure):
-		f.saidRow = said(nil, failure, m.annotations[attest.AnnotationPredicate])
+		f.saidRow = said(nil, failure, verify.ClaimedPredicate(m.annotations))
 		if readable {
 			f.PredicateType = c.PredicateType
 			if len(c.Predicate) <= maxPredicate {

@@ -324,7 +324,7 @@ func (f *Fact) settle(v *Verified, why *Failure) {
 }
 
 func (g *gatherer) fact(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) Fact {
-	f := Fact{About: subject, Referrer: desc.Digest, PredicateType: desc.Annotations[attest.AnnotationPredicate]}
+	f := Fact{About: subject, Referrer: desc.Digest, PredicateType: ClaimedPredicate(desc.Annotations)}
 	v, err := g.verify(ctx, subject, desc)
 	if err != nil {
 		f.settle(nil, failureOf(err))
@@ -332,6 +332,15 @@ func (g *gatherer) fact(ctx context.Context, subject digest.Digest, desc ocispec
 		f.settle(v, nil)
 	}
 	return f
+}
+
+// ClaimedPredicate is which predicate type the annotations of a manifest with a
+// bundle claim; of one that signs the manifest itself, that of a release.
+func ClaimedPredicate(annotations map[string]string) string {
+	if p := annotations[attest.AnnotationPredicate]; p != "" || annotations[attest.AnnotationBundleKind] != "message-signature" {
+		return p
+	}
+	return attest.PredicateSignature
 }
 
 func (g *gatherer) verify(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) (*Verified, error) {
