@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -411,7 +412,44 @@ var (
 	_ verify.Admitter   = indexSource{}
 	_ verify.Tagger     = indexSource{}
 	_ verify.Rememberer = indexSource{}
+	_ verify.Submitter  = indexSource{}
 )
+
+// Submitters implements [verify.Submitter], from the log: the leaf that put the
+// manifest into the repository, and the one that made it a version, which after
+// a deletion is an older one, and somebody else's if it was tagged later.
+func (s indexSource) Submitters(ctx context.Context, d digest.Digest) (accounts []string, err error) {
+	err = s.r.view(ctx, func(rd store.Reader) error {
+		accounts = nil
+		leaf := func(index int64) error {
+			l, err := leafAt(rd, index)
+			if err == nil && !slices.Contains(accounts, l.Event.Actor) {
+				accounts = append(accounts, l.Event.Actor)
+			}
+			return err
+		}
+		var held heldRow
+		if ok, err := load(rd, key("held", s.repo, string(d)), &held); err != nil || !ok {
+			return err
+		}
+		if err := leaf(held.Index); err != nil {
+			return err
+		}
+		n, err := rd.Get(key("versionof", s.repo, string(d)))
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		var v versionRow
+		if err == nil {
+			_, err = load(rd, key("version", s.repo, string(n)), &v)
+		}
+		if err != nil {
+			return err
+		}
+		return leaf(v.Index)
+	})
+	return accounts, err
+}
 
 func (s indexSource) Tagged(ctx context.Context, tag string) (ocispec.Descriptor, bool, error) {
 	m, err := s.r.StatManifest(ctx, access.System(), s.repo, tag)

@@ -501,6 +501,65 @@ func TestApprovalsAndBreakGlass(t *testing.T) {
 	h.sound()
 }
 
+// Who pushed a version, or made one of what was pushed, is who its log says.
+func TestSubmitters(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	m := newTeam(h)
+	account := func(id string) access.Actor {
+		return access.Actor{ID: id, Grants: []access.Grant{{Role: access.Pusher, Repositories: "**"}}}
+	}
+	ann, bob := account("user:00000000000000aa"), account("token:00000000000000bb")
+	body := h.model(credit, nil, "application/x-model", "weights")
+	d := digest.FromBytes(body)
+	push := func(actor access.Actor, reference string) {
+		t.Helper()
+		if _, err := h.PutManifest(ctx, actor, credit, PutManifest{Reference: reference, Body: body}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(what string, list ...string) {
+		t.Helper()
+		got, err := indexSource{h.Registry, credit}.Submitters(ctx, d)
+		if err != nil || !slices.Equal(got, list) {
+			t.Errorf("%s: %v, %v, want %v", what, got, err, list)
+		}
+	}
+	want("nothing was pushed")
+	push(ann, string(d))
+	want("pushed by digest", ann.ID)
+	push(ann, string(d))
+	push(bob, "candidate")
+	want("tagged by another", ann.ID, bob.ID)
+	push(me, "1.0.0")
+	want("tagged again", ann.ID, bob.ID)
+	h.crash()
+	want("after a crash", ann.ID, bob.ID)
+	if other, err := (indexSource{h.Registry, "other/m"}).Submitters(ctx, d); err != nil || len(other) != 0 {
+		t.Errorf("in another repository: %v, %v", other, err)
+	}
+
+	// The gate compares them with who approves.
+	if _, err := h.SetPolicy(ctx, me, []byte("version: 1\nrequireRelease: true\nrequireLineage: false\nrequireCertificate: false\nrequireApprovals: 1\nrequirePusher: true\n")); err != nil {
+		t.Fatal(err)
+	}
+	anns := signingKey(t)
+	m.apply(identity("ann", anns, "  accounts: ['"+ann.ID+"']\n", verify.Approval) + identity("bob", signingKey(t), "  accounts: ['"+bob.ID+"']\n", verify.Approval))
+	m.sign(m.keys[verify.Release], d, releaseStatement(t, d), attest.PredicateSignature)
+	approve := func(k *verify.Key, person string) {
+		m.state(k, d, attest.Approval{Person: person, NameHash: "ab", Meaning: attest.MeaningApproval, Reason: "ok", ApprovedAt: h.clock()})
+	}
+	approve(anns, "ann")
+	if rec := m.decide(); rec.Allow || !slices.Equal(reasons(rec), []string{gate.CodePusherApproval, gate.CodeNoApproval}) {
+		t.Errorf("approved by who pushed it: %v", reasons(rec))
+	}
+	approve(m.keys[verify.Approval], "approval")
+	if rec := m.decide(); !rec.Allow {
+		t.Errorf("approved by another: %v", reasons(rec))
+	}
+	h.sound()
+}
+
 func TestPersons(t *testing.T) {
 	h := newHouse(t)
 	ctx := t.Context()

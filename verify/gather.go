@@ -46,6 +46,14 @@ type Rememberer interface {
 	Failed(ctx context.Context, subject, referrer, trust digest.Digest) (*Failure, error)
 }
 
+// A Submitter is a Source that knows from which accounts a manifest was pushed.
+// A registry does, by its log; others do not, and say nothing.
+type Submitter interface {
+	// Submitters returns the accounts that pushed a manifest or made a version
+	// of it: opaque ids.
+	Submitters(ctx context.Context, manifest digest.Digest) (accounts []string, err error)
+}
+
 // Bounds of what is gathered, so that one hostile repository slows nobody.
 const (
 	maxReferrers  = 20_000
@@ -79,12 +87,26 @@ type Evidence struct {
 	// that is more than one.
 	Quorums map[Role]int `json:"quorums,omitempty"`
 
+	// Accounts: the trust file says whose accounts are. Submission is who pushed
+	// the model, and nil if the source does not know.
+	Accounts   bool        `json:"accounts,omitempty"`
+	Submission *Submission `json:"submission,omitempty"`
+
 	// Status is the status list that was there; nil if none was.
 	Status *Status `json:"status,omitempty"`
 
 	// Incomplete says why not everything could be read; "" if it was. A gate
 	// takes incomplete evidence as none.
 	Incomplete string `json:"incomplete,omitempty"`
+}
+
+// A Submission is who put a model where it is: the accounts that pushed it or
+// made a version of it.
+type Submission struct {
+	// Holders are those whose accounts they are by the trust file, and Unknown
+	// the accounts that it gives to nobody.
+	Holders []string `json:"holders,omitempty"`
+	Unknown []string `json:"unknown,omitempty"`
 }
 
 // A Fact is one statement that was found, and what verification said of it.
@@ -150,6 +172,14 @@ func Gather(ctx context.Context, src Source, subject digest.Digest, opt GatherOp
 			}
 			ev.Quorums[role] = n
 		}
+	}
+	ev.Accounts = len(opt.Trust.accounts) > 0
+	if s, ok := src.(Submitter); ok {
+		accounts, err := s.Submitters(ctx, subject)
+		if err != nil {
+			return nil, fmt.Errorf("who pushed %s: %w", subject, err)
+		}
+		ev.Submission = opt.Trust.submission(accounts)
 	}
 	g := &gatherer{src: src, opt: opt, seen: map[digest.Digest]bool{}}
 	if err := g.about(ctx, subject); err != nil {

@@ -32,11 +32,14 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/assay-dev/assay/store"
 	"github.com/assay-dev/assay/store/badger"
+	"github.com/assay-dev/assay/verify"
+	"github.com/assay-dev/assay/verify/attest"
 	"github.com/assay-dev/assay/verify/verifytest"
 )
 
@@ -115,7 +118,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
-			"certificate": certificate, "served": served, "schema": schema, "authorities": authorities, "issue": issue,
+			"certificate": certificate, "served": served, "schema": schema, "authorities": authorities, "issue": issue, "yesterday": yesterday,
 			"wire": throughWire, "killed": killed, "random": random, "pieces": pieces,
 			"openai": talk, "stop-openai": silence, "openai-fault": talkWrong, "questions": questions,
 		},
@@ -367,6 +370,23 @@ func issue(ts *testscript.TestScript, neg bool, args []string) {
 	for suffix, content := range map[string]string{".crt": leaf + end, ".chain": intermediate + ca.Root(), ".root": ca.Root()} {
 		ts.Check(os.WriteFile(ts.MkAbs(args[2]+suffix), []byte(content), 0o600))
 	}
+}
+
+// yesterday LIST OUT makes the status list that the server would have signed a
+// day before LIST, with the server's own key.
+func yesterday(ts *testscript.TestScript, neg bool, args []string) {
+	var env dsse.Envelope
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &env))
+	payload, err := env.DecodeB64Payload()
+	ts.Check(err)
+	l, err := attest.ParseStatusList(payload)
+	ts.Check(err)
+	l.Validity.NotBefore, l.Validity.NotAfter = l.Validity.NotBefore.Add(-24*time.Hour), l.Validity.NotAfter.Add(-24*time.Hour)
+	k, err := verify.LoadKey([]byte(ts.ReadFile("data/identity/status.key")), nil)
+	ts.Check(err)
+	raw, err := verify.SignStatusList(k, l)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), raw, 0o600))
 }
 
 // storyT is a story as a testing.TB, for helpers that want one to end the test

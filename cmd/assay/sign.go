@@ -356,8 +356,9 @@ enrolled with 'assay person enroll' and to hold the key in the trust file; the
 statement has the opaque id and a salted hash of the name.
 
 Meanings are approval, which counts where the policy requires approvals, and
-review, responsibility and authorship. Who released the version or stated its
-lineage cannot approve it.`,
+review, responsibility and authorship. Who released the version, stated its
+lineage, or pushed it from an account that the trust file says is theirs,
+cannot approve it.`,
 		Example: `  assay approve --key ann.key --person ann --reason "validated, report 17" credit/scorer:1.4.0`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -39,6 +39,8 @@ func newTrustCommand(g *globals) *cobra.Command {
       -----BEGIN PUBLIC KEY-----
       …
     kms: awskms:///alias/rel   # where the private half is; for people
+    accounts: ["user:0123456789abcdef"]   # which the holder pushes from: see
+                               # 'assay access whoami'; a pusher cannot approve
     roles: [release]           # release provenance conformance deployment
                                # approval withdrawal
     repositories: ["credit/**"]
