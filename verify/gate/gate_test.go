@@ -503,6 +503,8 @@ func TestStatusList(t *testing.T) {
 		"the last moment":           {strict, list(), now.Add(time.Hour - time.Nanosecond), ""},
 		"out of date":               {strict, list(), now.Add(time.Hour), verify.CodeStatusStale},
 		"out of date, not required": {DefaultPolicy(), list(), now.Add(2 * time.Hour), verify.CodeStatusStale},
+		"revoked, in a stale list":  {DefaultPolicy(), list(cert), now.Add(time.Hour), verify.CodeStatusStale},
+		"revoked, all the same":     {DefaultPolicy(), list(cert), now.Add(time.Hour), CodeWithdrawn},
 		"from the future":           {strict, list(), now.Add(-2 * time.Hour), verify.CodeStatusStale},
 	} {
 		ev, err := verify.Gather(t.Context(), r, model, verify.GatherOptions{Trust: r.trust, Repository: "credit/scorer", Now: tc.at, Status: tc.status})
