@@ -24,6 +24,20 @@ import (
 // a statement and its commit; the push verifies again.
 var errTrustMoved = errors.New("the trust file was changed meanwhile")
 
+// errTooMuch says that a blob is larger than what is read of its kind, whatever
+// the manifest that names it says.
+var errTooMuch = errors.New("it is too large to be read")
+
+// readSigned reads a blob with a signature. One that is too large is a
+// *[verify.Failure], and is not opened.
+func (r *Registry) readSigned(ctx context.Context, repo string, d digest.Digest) ([]byte, error) {
+	raw, err := r.readBlob(ctx, repo, d, verify.MaxBundle)
+	if errors.Is(err, errTooMuch) {
+		err = &verify.Failure{Code: verify.CodeTooLarge, Message: err.Error(), Remedy: "keep large evidence in a blob and name it by digest"}
+	}
+	return raw, err
+}
+
 // maxPredicate is the largest predicate that a fact's row repeats.
 const maxPredicate = 64 << 10
 
@@ -193,7 +207,7 @@ func (r *Registry) verifyOMS(ctx context.Context, repo string, model digest.Dige
 func (r *Registry) deriveLegacy(ctx context.Context, repo string, m *manifest, subject digest.Digest, trust *verify.Trust, at time.Time) (derived, error) {
 	defer r.verifying()()
 	list, err := verify.Legacy(ctx, m.body, subject, func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-		return r.readBlob(ctx, repo, d.Digest, verify.MaxBundle)
+		return r.readSigned(ctx, repo, d.Digest)
 	}, trust, verify.Context{Repository: repo, AdmittedAt: at, Now: r.clock()})
 	if errors.Is(err, ErrBlobUnknown) {
 		return derived{}, nil
@@ -231,7 +245,7 @@ func (r *Registry) verifyStatement(ctx context.Context, repo string, m *manifest
 		v, err := o.Verify(m.subject, trust, now)
 		return v, o.Raw(), err
 	}
-	raw, err := r.readBlob(ctx, repo, layer.Digest, verify.MaxBundle)
+	raw, err := r.readSigned(ctx, repo, layer.Digest)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -482,7 +496,7 @@ func (s indexSource) Fetch(ctx context.Context, desc ocispec.Descriptor) ([]byte
 		m, err := s.r.Manifest(ctx, access.System(), s.repo, string(desc.Digest))
 		return m.Body, err
 	}
-	return s.r.readBlob(ctx, s.repo, desc.Digest, verify.MaxBundle)
+	return s.r.readSigned(ctx, s.repo, desc.Digest)
 }
 
 func (s indexSource) Admitted(ctx context.Context, d digest.Digest) (at time.Time, err error) {

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 
@@ -80,7 +81,7 @@ type Said struct {
 
 // Legacy verifies what cosign before version 3 attached to a subject, with
 // the blobs that fetch reads: at least one outcome. An error is one of fetch
-// only.
+// only, unless that is a *[Failure], which is the outcome of its layer.
 func Legacy(ctx context.Context, manifest []byte, subject digest.Digest, fetch func(context.Context, ocispec.Descriptor) ([]byte, error), trust *Trust, c Context) ([]Said, error) {
 	var m ocispec.Manifest
 	if err := json.Unmarshal(manifest, &m); err != nil {
@@ -102,6 +103,10 @@ func Legacy(ctx context.Context, manifest []byte, subject digest.Digest, fetch f
 			return append(list, said), nil
 		}
 		blob, err := fetch(ctx, layer)
+		if errors.As(err, &said.Failure) {
+			list = append(list, said)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
