@@ -251,8 +251,12 @@ Predicates of ours are checked before they are signed. Certificates are made by
 				PredicateType: kind, Predicate: predicate,
 			}
 			if attest.IsOurs(kind) {
-				if _, err := attest.ParsePredicate(s); err != nil {
+				p, err := attest.ParsePredicate(s)
+				if err != nil {
 					return fmt.Errorf("%s: %w", file, err)
+				}
+				if a, ok := p.(attest.Approval); ok && a.NameHash == "" {
+					return remedy(usagef("%s: nameHash is missing: it ties the signature to a printed name (21 CFR 11.50)", file), "assay approve fills it in")
 				}
 			}
 			statement, err := attest.Marshal(s)
@@ -352,8 +356,9 @@ func newApproveCommand(g *globals) *cobra.Command {
 		Short: "Approve a model version, as a person",
 		Long: `Sign an electronic signature on a model version: who, when, with which meaning
 and why (21 CFR 11.50), bound to its digest (11.70). The person has to be
-enrolled with 'assay person enroll' and to hold the key in the trust file; the
-statement has the opaque id and a salted hash of the name.
+enrolled with 'assay person enroll' and to hold the key in the trust file. The
+statement has the opaque id and a salted hash of the name, which itself is in a
+table that can be erased; the meaning, the time and the reason it has in full.
 
 Meanings are approval, which counts where the policy requires approvals, and
 review, responsibility and authorship. Who released the version, stated its
@@ -390,7 +395,7 @@ cannot approve it.`,
 	with.addFlags(c.Flags(), verify.Approval)
 	c.Flags().StringVar(&person, "person", "", "your opaque id; the holder of the key in the trust file")
 	c.Flags().StringVar(&meaning, "meaning", attest.MeaningApproval, "what the signature means: review, approval, responsibility or authorship")
-	c.Flags().StringVar(&reason, "reason", "", "why")
+	c.Flags().StringVar(&reason, "reason", "", "why; it is signed as it is and cannot be erased, so without names")
 	c.MarkFlagRequired("person")
 	c.MarkFlagRequired("reason")
 	return c
