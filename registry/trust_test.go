@@ -647,7 +647,7 @@ func TestModelSigning(t *testing.T) {
 		t.Errorf("one file less was signed: %+v", f)
 	}
 	changed := slices.Clone(files)
-	changed[0].SHA256 = strings.Repeat("0", 64)
+	changed[0].Digest = strings.Repeat("0", 64)
 	if f := attach(m.keys[verify.Release], changed); f.Outcome != oms.CodeChanged {
 		t.Errorf("another file was signed: %+v", f)
 	}

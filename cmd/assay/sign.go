@@ -150,7 +150,7 @@ contacted that flags name: timestamp authorities, a KMS, Fulcio and Rekor.
 // signModel signs the files of a model in the form of OpenSSF Model Signing.
 // Layers that are bare files are not fetched.
 func (g *globals) signModel(ctx context.Context, k *verify.Signer, repo *remote.Repository, desc ocispec.Descriptor, path string) error {
-	files, err := g.modelFiles(ctx, repo, desc)
+	files, err := g.modelFiles(ctx, repo, desc, oms.WholeFiles)
 	if err != nil {
 		return err
 	}
@@ -175,14 +175,15 @@ func (g *globals) signModel(ctx context.Context, k *verify.Signer, repo *remote.
 	return g.printSigned(signed{repo.Reference.Repository + "@" + string(desc.Digest), oms.Predicate, ref.Descriptor.Digest}, fmt.Sprintf("signed the %d files of", len(files)))
 }
 
-// modelFiles lists the files of a model with their digests; of archives, it
-// reads what is inside.
-func (g *globals) modelFiles(ctx context.Context, repo *remote.Repository, desc ocispec.Descriptor) ([]oms.File, error) {
+// modelFiles lists the files of a model with their digests; of archives, and of
+// all if they are hashed in another way than a registry does, it reads what is
+// inside.
+func (g *globals) modelFiles(ctx context.Context, repo *remote.Repository, desc ocispec.Descriptor, h oms.Hashing) ([]oms.File, error) {
 	body, err := g.fetch(ctx, repo, desc)
 	if err != nil {
 		return nil, err
 	}
-	return oms.Files(ctx, body, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+	return oms.FilesBy(ctx, body, h, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 		rc, err := repo.Fetch(ctx, d)
 		if err != nil {
 			return nil, g.explain(err, "fetching "+d.Digest.String())
