@@ -130,7 +130,7 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 	if m.subject == "" {
 		return derived{}, nil
 	}
-	if m.artifactType == verify.LegacyArtifact {
+	if verify.IsLegacy(m.artifactType) {
 		return r.deriveLegacy(ctx, repo, m, m.subject, trust, at)
 	}
 	if why, ok := verify.Unverifiable(m.artifactType); ok {
@@ -214,6 +214,9 @@ func (r *Registry) deriveLegacy(ctx context.Context, repo string, m *manifest, s
 	}
 	if err != nil {
 		return derived{}, err
+	}
+	if len(list) == 0 {
+		return derived{}, nil
 	}
 	f := &factRow{Trust: trust.Digest()}
 	for i, s := range list {

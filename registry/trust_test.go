@@ -186,6 +186,46 @@ func TestLegacySignaturesAreFacts(t *testing.T) {
 	h.sound()
 }
 
+// Attestations of cosign before version 3 as referrers ("oci-1-1"), and what
+// others attach under the same type.
+func TestLegacyReferrers(t *testing.T) {
+	h := newHouse(t)
+	m := newTeam(h)
+	model := h.put(credit, "1.0.0", h.model(credit, nil, "application/x-model", "weights")).Descriptor
+	statement := releaseStatement(t, model.Digest)
+	b, err := verify.SignStatement(t.Context(), m.keys[verify.Release], statement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bundle struct {
+		Envelope json.RawMessage `json:"dsseEnvelope"`
+	}
+	if err := json.Unmarshal(b, &bundle); err != nil {
+		t.Fatal(err)
+	}
+	attach := func(mediaType, content string) digest.Digest {
+		h.blob(credit, "{}")
+		l := h.blob(credit, content)
+		l.MediaType = mediaType
+		manifest := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: attest.InTotoPayloadType, Config: ocispec.DescriptorEmptyJSON, Subject: &model, Layers: []ocispec.Descriptor{l}}
+		manifest.SchemaVersion = 2
+		body, err := json.Marshal(manifest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h.put(credit, string(digest.FromBytes(body)), body).Descriptor.Digest
+	}
+	attach(attest.InTotoPayloadType, string(statement)) // signed by nobody
+	signed := attach("application/vnd.dsse.envelope.v1+json", string(bundle.Envelope))
+	if facts := m.facts(model.Digest); len(facts) != 1 || facts[0].Referrer != signed || facts[0].Outcome != verify.OutcomeVerified || facts[0].Role != "release" {
+		t.Errorf("%+v", facts)
+	}
+	if rec := m.decide(); slices.Contains(reasons(rec), gate.CodeNoRelease) {
+		t.Errorf("%v", reasons(rec))
+	}
+	h.sound()
+}
+
 func TestUnverifiableStatementsAreFacts(t *testing.T) {
 	h := newHouse(t)
 	m := newTeam(h)

@@ -269,7 +269,7 @@ func (g *gatherer) about(ctx context.Context, subject digest.Digest) error {
 		switch {
 		case strings.HasPrefix(desc.ArtifactType, bundleArtifact):
 			found = []Fact{g.fact(ctx, subject, desc)}
-		case desc.ArtifactType == LegacyArtifact:
+		case IsLegacy(desc.ArtifactType):
 			found = g.legacy(ctx, subject, desc)
 		case unverifiable:
 			found = []Fact{{About: subject, Referrer: desc.Digest, PredicateType: desc.ArtifactType, Outcome: f.Code, Message: f.Message, Remedy: f.Remedy}}

@@ -49,6 +49,13 @@ const (
 	annotationTimestamp   = "dev.sigstore.cosign/rfc3161timestamp"
 )
 
+// IsLegacy reports whether manifests of an artifact type may be what cosign
+// before version 3 attached: signatures, or attestations, whose type is that of
+// the statements inside and is others' too.
+func IsLegacy(artifactType string) bool {
+	return artifactType == LegacyArtifact || artifactType == attest.InTotoPayloadType
+}
+
 // maxLegacyLayers bounds how many signatures of one manifest are read.
 const maxLegacyLayers = 64
 
@@ -80,7 +87,8 @@ type Said struct {
 }
 
 // Legacy verifies what cosign before version 3 attached to a subject, with
-// the blobs that fetch reads: at least one outcome. An error is one of fetch
+// the blobs that fetch reads: at least one outcome, unless it is somebody else's
+// manifest of in-toto statements that nobody signed. An error is one of fetch
 // only, unless that is a *[Failure], which is the outcome of its layer.
 func Legacy(ctx context.Context, manifest []byte, subject digest.Digest, fetch func(context.Context, ocispec.Descriptor) ([]byte, error), trust *Trust, c Context) ([]Said, error) {
 	var m ocispec.Manifest
@@ -122,7 +130,7 @@ func Legacy(ctx context.Context, manifest []byte, subject digest.Digest, fetch f
 		}
 		list = append(list, said)
 	}
-	if len(list) == 0 {
+	if len(list) == 0 && m.ArtifactType != attest.InTotoPayloadType {
 		list = append(list, Said{Failure: fail(CodeBundleInvalid, "sign with 'assay sign' or cosign v3", "it holds no signature of cosign")})
 	}
 	return list, nil
