@@ -324,7 +324,7 @@ func (g *gatherer) legacy(ctx context.Context, subject digest.Digest, desc ocisp
 
 func (g *gatherer) readLegacy(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) ([]Said, error) {
 	if desc.Size > maxManifest {
-		return nil, fail(CodeTooLarge, "", "its manifest has %d bytes", desc.Size)
+		return nil, fail(CodeTooLarge, "attach each signature for itself", "its manifest has %d bytes", desc.Size)
 	}
 	body, err := g.src.Fetch(ctx, desc)
 	if err != nil {
@@ -383,7 +383,7 @@ func (g *gatherer) verify(ctx context.Context, subject digest.Digest, desc ocisp
 		}
 	}
 	if desc.Size > maxManifest {
-		return nil, fail(CodeTooLarge, "", "its manifest has %d bytes", desc.Size)
+		return nil, fail(CodeTooLarge, "attach each signature for itself", "its manifest has %d bytes", desc.Size)
 	}
 	body, err := g.src.Fetch(ctx, desc)
 	if err != nil {
@@ -416,7 +416,7 @@ func BundleLayer(manifest []byte, subject digest.Digest) (ocispec.Descriptor, er
 	}
 	switch {
 	case m.Subject == nil || m.Subject.Digest != subject:
-		return ocispec.Descriptor{}, fail(CodeSubject, "", "its manifest is not attached to %s", subject)
+		return ocispec.Descriptor{}, fail(CodeSubject, "attach it to the content it speaks of", "its manifest is not attached to %s", subject)
 	case len(m.Layers) != 1:
 		return ocispec.Descriptor{}, fail(CodeBundleInvalid, "attach one bundle a manifest", "its manifest has %d layers; a bundle's has one", len(m.Layers))
 	case !strings.HasPrefix(m.Layers[0].MediaType, bundleArtifact):

@@ -165,7 +165,7 @@ func simpleSigning(payload []byte, annotations map[string]string, subject digest
 	}
 	switch {
 	case p.Critical.Type != "cosign container image signature":
-		return nil, fail(CodePredicate, "", "its payload is of type %q", p.Critical.Type)
+		return nil, fail(CodePredicate, "sign with 'assay sign' or cosign v3", "its payload is of type %q", p.Critical.Type)
 	case p.Critical.Image.Digest != subject:
 		return nil, fail(CodeSubject, "attach it to the content it speaks of", "it speaks of %s", p.Critical.Image.Digest)
 	}

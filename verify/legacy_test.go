@@ -410,6 +410,10 @@ func TestMessageSignatures(t *testing.T) {
 			sum, _ := hex.DecodeString(digest.FromString("other").Encoded())
 			b["messageSignature"].(map[string]any)["messageDigest"].(map[string]any)["digest"] = sum
 		}), moved(now), CodeUnknownKey, "", ""},
+		"the digest with something behind it": {edited(t, bare, func(b map[string]any) {
+			sum, _ := hex.DecodeString(model.Encoded() + "00")
+			b["messageSignature"].(map[string]any)["messageDigest"].(map[string]any)["digest"] = sum
+		}), moved(now), CodeUnknownKey, "", ""},
 		"no digest": {edited(t, bare, func(b map[string]any) { delete(b["messageSignature"].(map[string]any), "messageDigest") }), moved(now), CodeUnknownKey, "", ""},
 		"v0.1":      {edited(t, bare, func(b map[string]any) { b["mediaType"] = "application/vnd.dev.sigstore.bundle+json;version=0.1" }), moved(now), "", NoTime, "team"},
 		"v0.2":      {edited(t, bare, func(b map[string]any) { b["mediaType"] = "application/vnd.dev.sigstore.bundle+json;version=0.2" }), moved(now), "", NoTime, "team"},

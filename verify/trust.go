@@ -51,7 +51,7 @@ func roleFor(s attest.Statement) (Role, error) {
 	case attest.PredicateWithdrawal:
 		return Withdrawal, nil
 	}
-	return "", fail(CodePredicate, "", "predicate type %q has no role, so nobody is trusted to state it", s.PredicateType)
+	return "", fail(CodePredicate, "attach it as another artifact, or state what has a role: see 'assay trust --help'", "predicate type %q has no role, so nobody is trusted to state it", s.PredicateType)
 }
 
 // A Trust says who may say what, where and when. It does not change.

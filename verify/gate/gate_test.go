@@ -209,6 +209,33 @@ func TestEveryReason(t *testing.T) {
 			r.state(verify.Provenance, model, lineage(true))
 			r.state(verify.Withdrawal, parent, attest.Withdrawal{Reason: "recall", WithdrawnAt: now, StatedBy: "risk"})
 		}, nil, now, CodeAncestorRecalled},
+		"released, and another subject": {func(r *record) {
+			s, err := attest.Marshal(attest.Statement{Type: attest.StatementTypeV1, Subject: []attest.Resource{{Digest: attest.Digests(parent)}}, PredicateType: attest.PredicateSignature, Predicate: json.RawMessage("{}")})
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			r.attach(verify.Release, model, s, attest.PredicateSignature)
+		}, nil, now, verify.CodeSubject},
+		"released outside the window": {func(r *record) {
+			raw, err := json.Marshal(r.trust)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			var file map[string]any
+			if err := json.Unmarshal(raw, &file); err != nil {
+				r.t.Fatal(err)
+			}
+			for _, id := range file["identities"].([]any) {
+				id.(map[string]any)["notAfter"] = now.Add(-day)
+			}
+			if raw, err = json.Marshal(file); err != nil {
+				r.t.Fatal(err)
+			}
+			if r.trust, err = verify.ParseTrust(raw); err != nil {
+				r.t.Fatal(err)
+			}
+			r.release(verify.Release)
+		}, nil, now, verify.CodeWindow},
 		"another model":     {func(*record) {}, func(q *Question) { q.Model = parent }, now, CodeIncomplete},
 		"nobody is trusted": {func(r *record) { r.trust = verify.NoTrust() }, nil, now, CodeNoTrust},
 	} {
@@ -223,8 +250,8 @@ func TestEveryReason(t *testing.T) {
 			t.Errorf("%s: allow %v, reasons %v; want %s", name, d.Allow, codes(d), tc.want)
 		}
 		for _, x := range d.Reasons {
-			if x.Message == "" {
-				t.Errorf("%s: reason %s says nothing", name, x.Code)
+			if x.Message == "" || x.Remedy == "" {
+				t.Errorf("%s: reason %s says %q, and what would change it is %q", name, x.Code, x.Message, x.Remedy)
 			}
 		}
 	}
