@@ -66,9 +66,28 @@ type factRow struct {
 	saidRow
 	More  []saidRow     `json:"more,omitempty"`
 	Trust digest.Digest `json:"trust"`
-	At    time.Time     `json:"at"`
-	Index int64         `json:"index"`
-	Rows  [][]byte      `json:"rows,omitempty"` // keys of what follows from it
+
+	// Generation is that of the program that verified it: see [generation].
+	Generation int `json:"generation,omitempty"`
+
+	At    time.Time `json:"at"`
+	Index int64     `json:"index"`
+	Rows  [][]byte  `json:"rows,omitempty"` // keys of what follows from it
+}
+
+// generation counts what verification can do: what a program of another
+// generation said is not remembered, and is verified again after an upgrade, as
+// after a change of the trust file. 1 verifies what cosign before version 3
+// signed with a certificate, and bundles that sign a manifest.
+const generation = 1
+
+func newFact(trust *verify.Trust) *factRow {
+	return &factRow{Trust: trust.Digest(), Generation: generation}
+}
+
+// current reports whether it is what verification says now under a trust file.
+func (f *factRow) current(trust digest.Digest) bool {
+	return f.Trust == trust && f.Generation == generation
 }
 
 type saidRow struct {
@@ -134,13 +153,15 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 		return r.deriveLegacy(ctx, repo, m, m.subject, trust, at)
 	}
 	if why, ok := verify.Unverifiable(m.artifactType); ok {
-		return derived{subject: m.subject, fact: &factRow{saidRow: said(nil, why, m.artifactType), Trust: trust.Digest()}}, nil
+		f := newFact(trust)
+		f.saidRow = said(nil, why, m.artifactType)
+		return derived{subject: m.subject, fact: f}, nil
 	}
 	if !strings.HasPrefix(m.artifactType, "application/vnd.dev.sigstore.bundle") {
 		return derived{}, nil
 	}
 	defer r.verifying()()
-	f := &factRow{Trust: trust.Digest()}
+	f := newFact(trust)
 	v, raw, err := r.verifyStatement(ctx, repo, m, trust, at)
 	var failure *verify.Failure
 	if err == nil {
@@ -218,7 +239,7 @@ func (r *Registry) deriveLegacy(ctx context.Context, repo string, m *manifest, s
 	if len(list) == 0 {
 		return derived{}, nil
 	}
-	f := &factRow{Trust: trust.Digest()}
+	f := newFact(trust)
 	for i, s := range list {
 		row := said(s.Verified, s.Failure, s.Claimed)
 		if i == 0 {
@@ -482,7 +503,7 @@ func (s indexSource) Failed(ctx context.Context, subject, referrer, trust digest
 	err = s.r.view(ctx, func(rd store.Reader) error {
 		var f factRow
 		ok, err := load(rd, key("fact", s.repo, string(subject), string(referrer)), &f)
-		if ok && f.Trust == trust && f.Outcome != verify.OutcomeVerified && f.Outcome != verify.CodeWindow {
+		if ok && f.current(trust) && f.Outcome != verify.OutcomeVerified && f.Outcome != verify.CodeWindow {
 			why = &verify.Failure{Code: f.Outcome, Message: f.Message, Remedy: f.Remedy}
 		}
 		return err

@@ -186,6 +186,67 @@ func TestLegacySignaturesAreFacts(t *testing.T) {
 	h.sound()
 }
 
+// After an upgrade, what an older program could not verify is verified again,
+// in the background, and the log says what came of it; before that it is not
+// remembered.
+func TestUpgradeReviews(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	m := newTeam(h)
+	model := h.put(credit, "1.0.0", h.model(credit, nil, "application/x-model", "weights")).Descriptor.Digest
+	referrer := m.sign(m.keys[verify.Release], model, releaseStatement(t, model), attest.PredicateSignature)
+	if _, err := h.review(ctx); err != nil {
+		t.Fatal(err)
+	}
+	trust, _, err := h.trustInForce(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As a program of the generation before would have left it.
+	err = h.submit(ctx, func(tx *txn) error {
+		k := key("fact", credit, string(model), string(referrer))
+		var f factRow
+		if ok, err := load(tx, k, &f); err != nil || !ok {
+			return orElse(err, errors.New("there is no fact"))
+		}
+		f.saidRow, f.Generation = saidRow{Outcome: verify.CodeBundleInvalid, Message: "an older program did not know it"}, generation-1
+		tx.put(k, f)
+		tx.emit(Event{Kind: EventFact, Actor: me.ID, Repository: credit})
+		var row reviewRow
+		if _, err := load(tx, key("review"), &row); err != nil {
+			return err
+		}
+		row.Generation = generation - 1
+		tx.put(key("review"), row)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.crash()
+	if facts := m.facts(model); len(facts) != 1 || facts[0].Outcome != verify.CodeBundleInvalid {
+		t.Fatalf("%+v", facts)
+	}
+	if why, err := (indexSource{h.Registry, credit}).Failed(ctx, model, referrer, trust.Digest()); err != nil || why != nil {
+		t.Errorf("what an older program said is remembered: %v, %v", why, err)
+	}
+	if rec := m.decide(); slices.Contains(reasons(rec), gate.CodeNoRelease) {
+		t.Errorf("the gate takes what an older program said: %v", reasons(rec))
+	}
+	size := h.leaves()
+	rv, err := h.review(ctx)
+	if err != nil || rv == nil || rv.Flipped != 1 || h.leaves() != size+1 {
+		t.Fatalf("%+v, %v, %d leaves", rv, err, h.leaves()-size)
+	}
+	if facts := m.facts(model); len(facts) != 1 || facts[0].Outcome != verify.OutcomeVerified || facts[0].Referrer != referrer {
+		t.Errorf("%+v", facts)
+	}
+	if again, err := h.review(ctx); err != nil || again != nil {
+		t.Errorf("it was reviewed twice: %+v, %v", again, err)
+	}
+	h.sound()
+}
+
 // Attestations of cosign before version 3 as referrers ("oci-1-1"), and what
 // others attach under the same type.
 func TestLegacyReferrers(t *testing.T) {
