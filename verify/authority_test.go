@@ -546,6 +546,63 @@ func TestEveryFieldOfABundleCounts(t *testing.T) {
 	}
 }
 
+// The same of what is signed in an envelope of its own: status lists and
+// refusals.
+func TestEveryFieldOfAnEnvelopeCounts(t *testing.T) {
+	k := newKey(t)
+	trust := trustOf(t, entry("team", k, "", Conformance, Withdrawal))
+	list, err := SignStatusList(k, attest.StatusList{Version: 1, Issuer: "x", Validity: attest.Validity{NotBefore: now, NotAfter: now.Add(time.Hour)}, Withdrawn: []attest.StatusEntry{{Digest: string(model), Since: now}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	replay := digest.FromString("replay")
+	refusal, err := SignRefusal(k, refusalStatement(t, replay))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		raw    []byte
+		verify func([]byte) (said string, err error)
+	}{
+		"status list": {list, func(raw []byte) (string, error) {
+			s, err := ParseStatus(raw, trust, here)
+			if err != nil {
+				return "", err
+			}
+			return fmt.Sprintf("%+v %s", s.List, s.Identity), nil
+		}},
+		"refusal": {refusal, func(raw []byte) (string, error) {
+			v, err := Refusal(raw, replay, trust, here)
+			if err != nil {
+				return "", err
+			}
+			return string(v.Payload) + v.Identity, nil
+		}},
+	} {
+		want, err := tc.verify(tc.raw)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		n, refused := 0, 0
+		mutations(t, tc.raw, func(path string, mutant []byte) {
+			n++
+			got, err := tc.verify(mutant)
+			var f *Failure
+			switch {
+			case err == nil && got != want:
+				t.Errorf("%s, %s: it says %s", name, path, got)
+			case err != nil && !errors.As(err, &f):
+				t.Errorf("%s, %s: %v has no code", name, path, err)
+			case err != nil:
+				refused++
+			}
+		})
+		if n < 10 || refused < n/2 {
+			t.Errorf("%s: of %d mutants %d were refused", name, n, refused)
+		}
+	}
+}
+
 // mutations calls fn with each change of one member of a JSON document:
 // removed, emptied, turned, of another type.
 func mutations(t testing.TB, raw []byte, fn func(path string, mutant []byte)) {

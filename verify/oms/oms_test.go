@@ -707,6 +707,80 @@ func TestSignaturesThatNeedTheFiles(t *testing.T) {
 	}
 }
 
+// Take any field out of a published signature, or make it another: it does not
+// verify, or names the same files by the same signer.
+func TestEveryFieldOfASignatureCounts(t *testing.T) {
+	trust := referenceTrust(t)
+	dir := testdata(t, "oms-history")
+	vectors, err := filepath.Glob(filepath.Join(dir, "scripts", "tests", "*", "model.sig"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	verified := 0
+	for _, path := range vectors {
+		raw := read(t, path)
+		want, err := VerifySignature(raw, trust, here)
+		if err != nil {
+			continue // of somebody whom the trust does not name
+		}
+		verified++
+		n, refused := 0, 0
+		var doc any
+		if err := json.Unmarshal(raw, &doc); err != nil {
+			t.Fatal(err)
+		}
+		try := func(where string) {
+			n++
+			mutant, err := json.Marshal(doc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := VerifySignature(mutant, trust, here)
+			var f *verify.Failure
+			switch {
+			case err == nil && (!slices.Equal(got.Files, want.Files) || got.Root != want.Root || got.Identity != want.Identity):
+				t.Errorf("%s, %s: it names %v by %s", path, where, got.Files, got.Identity)
+			case err != nil && !errors.As(err, &f):
+				t.Errorf("%s, %s: %v has no code", path, where, err)
+			case err != nil:
+				refused++
+			}
+		}
+		var walk func(where string, v any, set func(any))
+		walk = func(where string, v any, set func(any)) {
+			others := []any{nil, "AAAA", 7, map[string]any{}, []any{}}
+			if s, ok := v.(string); ok && len(s) > 8 {
+				others = append(others, s[:len(s)/2]+map[bool]string{true: "A", false: "B"}[s[len(s)/2] != 'A']+s[len(s)/2+1:])
+			}
+			for _, o := range others {
+				set(o)
+				try(where)
+			}
+			set(v)
+			switch v := v.(type) {
+			case map[string]any:
+				for name, member := range v {
+					delete(v, name)
+					try(where + "." + name + " removed")
+					v[name] = member
+					walk(where+"."+name, member, func(x any) { v[name] = x })
+				}
+			case []any:
+				for i, item := range v {
+					walk(fmt.Sprintf("%s[%d]", where, i), item, func(x any) { v[i] = x })
+				}
+			}
+		}
+		walk("$", doc, func(x any) { doc = x })
+		if n < 50 || refused < n/2 {
+			t.Errorf("%s: of %d mutants %d were refused", path, n, refused)
+		}
+	}
+	if verified < 3 {
+		t.Errorf("%d of %d vectors verify", verified, len(vectors))
+	}
+}
+
 func codeOf(err error) string {
 	var f *verify.Failure
 	if errors.As(err, &f) {
