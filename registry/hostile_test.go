@@ -113,8 +113,8 @@ func TestBundleOf200MB(t *testing.T) {
 		if i < 0 || facts[i].Outcome != verify.CodeTooLarge || facts[i].Remedy == "" {
 			t.Errorf("%s: %+v", name, facts)
 		}
-		// A second is a hundred times what it takes; reading it takes longer.
-		if took > time.Second {
+		// Far more than it takes, on a machine that does other things as well.
+		if took > 5*time.Second {
 			t.Errorf("%s: its manifest took %v", name, took)
 		}
 	}
@@ -131,9 +131,9 @@ func TestBundleOf200MB(t *testing.T) {
 // why, in bounded time, and who works elsewhere meanwhile does not notice. Ten
 // thousand of them with ASSAY_SOAK.
 func TestManyBundles(t *testing.T) {
-	many, within := 1_100, 5*time.Second
+	many, within := 1_100, 20*time.Second
 	if os.Getenv("ASSAY_SOAK") != "" {
-		many, within = 10_000, 20*time.Second
+		many, within = 10_000, time.Minute
 	}
 	h := newHouse(t)
 	m := newTeam(h)
@@ -214,7 +214,7 @@ func TestManyBundles(t *testing.T) {
 	if whole := time.Since(start); whole > 8*within {
 		t.Errorf("%d bundles took %v", many, whole)
 	}
-	if works == 0 || worst > 2*time.Second {
+	if works == 0 || worst > 10*time.Second {
 		t.Errorf("of %d pushes and questions of another, the slowest took %v", works, worst)
 	}
 	median := func(list []time.Duration) time.Duration {
@@ -223,7 +223,7 @@ func TestManyBundles(t *testing.T) {
 	}
 	first, last := median(took[:many/5]), median(took[many-many/5:])
 	t.Logf("a bundle took %v at first and %v at last; the slowest push and question of another took %v", first, last, worst)
-	if last > 4*first+time.Millisecond {
+	if last > 5*first+20*time.Millisecond {
 		t.Errorf("a bundle took %v at first and %v at last", first, last)
 	}
 	if facts := m.facts(model.Digest); len(facts) != many {
@@ -258,7 +258,7 @@ func TestManyOldSignatures(t *testing.T) {
 	}
 	began := time.Now()
 	h.put(credit, "sha256-"+model.Digest.Encoded()+".sig", body)
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("it took %v", took)
 	}
 	facts := m.facts(model.Digest)
