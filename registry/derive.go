@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,20 @@ import (
 // errTrustMoved says that the trust file changed between the verification of
 // a statement and its commit; the push verifies again.
 var errTrustMoved = errors.New("the trust file was changed meanwhile")
+
+// errTooMuch says that a blob is larger than what is read of its kind, whatever
+// the manifest that names it says.
+var errTooMuch = errors.New("it is too large to be read")
+
+// readSigned reads a blob with a signature. One that is too large is a
+// *[verify.Failure], and is not opened.
+func (r *Registry) readSigned(ctx context.Context, repo string, d digest.Digest) ([]byte, error) {
+	raw, err := r.readBlob(ctx, repo, d, verify.MaxBundle)
+	if errors.Is(err, errTooMuch) {
+		err = &verify.Failure{Code: verify.CodeTooLarge, Message: err.Error(), Remedy: "keep large evidence in a blob and name it by digest"}
+	}
+	return raw, err
+}
 
 // maxPredicate is the largest predicate that a fact's row repeats.
 const maxPredicate = 64 << 10
@@ -51,9 +66,28 @@ type factRow struct {
 	saidRow
 	More  []saidRow     `json:"more,omitempty"`
 	Trust digest.Digest `json:"trust"`
-	At    time.Time     `json:"at"`
-	Index int64         `json:"index"`
-	Rows  [][]byte      `json:"rows,omitempty"` // keys of what follows from it
+
+	// Generation is that of the program that verified it: see [generation].
+	Generation int `json:"generation,omitempty"`
+
+	At    time.Time `json:"at"`
+	Index int64     `json:"index"`
+	Rows  [][]byte  `json:"rows,omitempty"` // keys of what follows from it
+}
+
+// generation counts what verification can do: what a program of another
+// generation said is not remembered, and is verified again after an upgrade, as
+// after a change of the trust file. 1 verifies what cosign before version 3
+// signed with a certificate, and bundles that sign a manifest.
+const generation = 1
+
+func newFact(trust *verify.Trust) *factRow {
+	return &factRow{Trust: trust.Digest(), Generation: generation}
+}
+
+// current reports whether it is what verification says now under a trust file.
+func (f *factRow) current(trust digest.Digest) bool {
+	return f.Trust == trust && f.Generation == generation
 }
 
 type saidRow struct {
@@ -115,17 +149,19 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 	if m.subject == "" {
 		return derived{}, nil
 	}
-	if m.artifactType == verify.LegacyArtifact {
+	if verify.IsLegacy(m.artifactType) {
 		return r.deriveLegacy(ctx, repo, m, m.subject, trust, at)
 	}
 	if why, ok := verify.Unverifiable(m.artifactType); ok {
-		return derived{subject: m.subject, fact: &factRow{saidRow: said(nil, why, m.artifactType), Trust: trust.Digest()}}, nil
+		f := newFact(trust)
+		f.saidRow = said(nil, why, m.artifactType)
+		return derived{subject: m.subject, fact: f}, nil
 	}
 	if !strings.HasPrefix(m.artifactType, "application/vnd.dev.sigstore.bundle") {
 		return derived{}, nil
 	}
 	defer r.verifying()()
-	f := &factRow{Trust: trust.Digest()}
+	f := newFact(trust)
 	v, raw, err := r.verifyStatement(ctx, repo, m, trust, at)
 	var failure *verify.Failure
 	if err == nil {
@@ -140,7 +176,7 @@ func (r *Registry) derive(ctx context.Context, repo string, m *manifest, trust *
 	}
 	switch {
 	case errors.As(err, &failure):
-		f.saidRow = said(nil, failure, m.annotations[attest.AnnotationPredicate])
+		f.saidRow = said(nil, failure, verify.ClaimedPredicate(m.annotations))
 		if readable {
 			f.PredicateType = c.PredicateType
 			if len(c.Predicate) <= maxPredicate {
@@ -192,7 +228,7 @@ func (r *Registry) verifyOMS(ctx context.Context, repo string, model digest.Dige
 func (r *Registry) deriveLegacy(ctx context.Context, repo string, m *manifest, subject digest.Digest, trust *verify.Trust, at time.Time) (derived, error) {
 	defer r.verifying()()
 	list, err := verify.Legacy(ctx, m.body, subject, func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-		return r.readBlob(ctx, repo, d.Digest, verify.MaxBundle)
+		return r.readSigned(ctx, repo, d.Digest)
 	}, trust, verify.Context{Repository: repo, AdmittedAt: at, Now: r.clock()})
 	if errors.Is(err, ErrBlobUnknown) {
 		return derived{}, nil
@@ -200,7 +236,10 @@ func (r *Registry) deriveLegacy(ctx context.Context, repo string, m *manifest, s
 	if err != nil {
 		return derived{}, err
 	}
-	f := &factRow{Trust: trust.Digest()}
+	if len(list) == 0 {
+		return derived{}, nil
+	}
+	f := newFact(trust)
 	for i, s := range list {
 		row := said(s.Verified, s.Failure, s.Claimed)
 		if i == 0 {
@@ -230,7 +269,7 @@ func (r *Registry) verifyStatement(ctx context.Context, repo string, m *manifest
 		v, err := o.Verify(m.subject, trust, now)
 		return v, o.Raw(), err
 	}
-	raw, err := r.readBlob(ctx, repo, layer.Digest, verify.MaxBundle)
+	raw, err := r.readSigned(ctx, repo, layer.Digest)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -411,7 +450,44 @@ var (
 	_ verify.Admitter   = indexSource{}
 	_ verify.Tagger     = indexSource{}
 	_ verify.Rememberer = indexSource{}
+	_ verify.Submitter  = indexSource{}
 )
+
+// Submitters implements [verify.Submitter], from the log: the leaf that put the
+// manifest into the repository, and the one that made it a version, which after
+// a deletion is an older one, and somebody else's if it was tagged later.
+func (s indexSource) Submitters(ctx context.Context, d digest.Digest) (accounts []string, err error) {
+	err = s.r.view(ctx, func(rd store.Reader) error {
+		accounts = nil
+		leaf := func(index int64) error {
+			l, err := leafAt(rd, index)
+			if err == nil && !slices.Contains(accounts, l.Event.Actor) {
+				accounts = append(accounts, l.Event.Actor)
+			}
+			return err
+		}
+		var held heldRow
+		if ok, err := load(rd, key("held", s.repo, string(d)), &held); err != nil || !ok {
+			return err
+		}
+		if err := leaf(held.Index); err != nil {
+			return err
+		}
+		n, err := rd.Get(key("versionof", s.repo, string(d)))
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		var v versionRow
+		if err == nil {
+			_, err = load(rd, key("version", s.repo, string(n)), &v)
+		}
+		if err != nil {
+			return err
+		}
+		return leaf(v.Index)
+	})
+	return accounts, err
+}
 
 func (s indexSource) Tagged(ctx context.Context, tag string) (ocispec.Descriptor, bool, error) {
 	m, err := s.r.StatManifest(ctx, access.System(), s.repo, tag)
@@ -427,7 +503,7 @@ func (s indexSource) Failed(ctx context.Context, subject, referrer, trust digest
 	err = s.r.view(ctx, func(rd store.Reader) error {
 		var f factRow
 		ok, err := load(rd, key("fact", s.repo, string(subject), string(referrer)), &f)
-		if ok && f.Trust == trust && f.Outcome != verify.OutcomeVerified && f.Outcome != verify.CodeWindow {
+		if ok && f.current(trust) && f.Outcome != verify.OutcomeVerified && f.Outcome != verify.CodeWindow {
 			why = &verify.Failure{Code: f.Outcome, Message: f.Message, Remedy: f.Remedy}
 		}
 		return err
@@ -444,7 +520,7 @@ func (s indexSource) Fetch(ctx context.Context, desc ocispec.Descriptor) ([]byte
 		m, err := s.r.Manifest(ctx, access.System(), s.repo, string(desc.Digest))
 		return m.Body, err
 	}
-	return s.r.readBlob(ctx, s.repo, desc.Digest, verify.MaxBundle)
+	return s.r.readSigned(ctx, s.repo, desc.Digest)
 }
 
 func (s indexSource) Admitted(ctx context.Context, d digest.Digest) (at time.Time, err error) {

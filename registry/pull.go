@@ -481,7 +481,7 @@ func (r *Registry) readBlob(ctx context.Context, repo string, d digest.Digest, l
 	}
 	defer b.Close()
 	if b.Size() > limit {
-		return nil, fmt.Errorf("blob %s has %d bytes, more than the %d that are read", d, b.Size(), limit)
+		return nil, fmt.Errorf("%w: blob %s has %d bytes, and %d are read", errTooMuch, d, b.Size(), limit)
 	}
 	var buf bytes.Buffer
 	if _, err := io.Copy(&buf, b); err != nil {

@@ -47,6 +47,8 @@ type Review struct {
 type reviewRow struct {
 	Review
 	Cursor []byte `json:"cursor,omitempty"` // the last fact that was looked at
+
+	Generation int `json:"generation,omitempty"` // of the program that reviews
 }
 
 const (
@@ -111,8 +113,9 @@ func (r *Registry) TrustReview(ctx context.Context, actor access.Actor) (rv Revi
 	return rv, err
 }
 
-// ReviewTrust verifies again what was verified under older trust files: what
-// is outstanding, and then after each [Registry.SetTrust], until ctx ends.
+// ReviewTrust verifies again what was verified under older trust files, or by an
+// older program: what is outstanding, and then after each [Registry.SetTrust],
+// until ctx ends.
 // Each statement that flips is an event of the log.
 func (r *Registry) ReviewTrust(ctx context.Context) {
 	for {
@@ -155,11 +158,12 @@ func (r *Registry) reviewOnce(ctx context.Context) (*Review, error) {
 	if err != nil || doc.LogIndex < 0 {
 		return nil, err
 	}
-	if row.Trust == doc.Digest && !row.Finished.IsZero() {
+	same := row.Trust == doc.Digest && row.Generation == generation
+	if same && !row.Finished.IsZero() {
 		return nil, nil
 	}
-	if row.Trust != doc.Digest {
-		row = reviewRow{Review: Review{Trust: doc.Digest, Started: r.clock().UTC()}}
+	if !same {
+		row = reviewRow{Review: Review{Trust: doc.Digest, Started: r.clock().UTC()}, Generation: generation}
 	}
 	trust, err := verify.ParseTrust(doc.Body)
 	if err != nil {
@@ -176,7 +180,7 @@ func (r *Registry) reviewOnce(ctx context.Context) (*Review, error) {
 			}
 			row.Examined++
 			row.Cursor = f.key
-			if f.Trust == trust.Digest() {
+			if f.current(trust.Digest()) {
 				continue // pushed since
 			}
 			d, err := r.again(ctx, f, trust)
@@ -307,7 +311,7 @@ func (r *Registry) flip(ctx context.Context, f storedFact, d derived) error {
 		}
 		var now factRow
 		ok, err := load(tx, f.key, &now)
-		if err != nil || !ok || now.Trust == d.fact.Trust {
+		if err != nil || !ok || now.current(d.fact.Trust) {
 			return err // deleted, or flipped before a crash
 		}
 		for _, row := range now.Rows {

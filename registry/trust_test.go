@@ -186,6 +186,107 @@ func TestLegacySignaturesAreFacts(t *testing.T) {
 	h.sound()
 }
 
+// After an upgrade, what an older program could not verify is verified again,
+// in the background, and the log says what came of it; before that it is not
+// remembered.
+func TestUpgradeReviews(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	m := newTeam(h)
+	model := h.put(credit, "1.0.0", h.model(credit, nil, "application/x-model", "weights")).Descriptor.Digest
+	referrer := m.sign(m.keys[verify.Release], model, releaseStatement(t, model), attest.PredicateSignature)
+	if _, err := h.review(ctx); err != nil {
+		t.Fatal(err)
+	}
+	trust, _, err := h.trustInForce(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As a program of the generation before would have left it.
+	err = h.submit(ctx, func(tx *txn) error {
+		k := key("fact", credit, string(model), string(referrer))
+		var f factRow
+		if ok, err := load(tx, k, &f); err != nil || !ok {
+			return orElse(err, errors.New("there is no fact"))
+		}
+		f.saidRow, f.Generation = saidRow{Outcome: verify.CodeBundleInvalid, Message: "an older program did not know it"}, generation-1
+		tx.put(k, f)
+		tx.emit(Event{Kind: EventFact, Actor: me.ID, Repository: credit})
+		var row reviewRow
+		if _, err := load(tx, key("review"), &row); err != nil {
+			return err
+		}
+		row.Generation = generation - 1
+		tx.put(key("review"), row)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.crash()
+	if facts := m.facts(model); len(facts) != 1 || facts[0].Outcome != verify.CodeBundleInvalid {
+		t.Fatalf("%+v", facts)
+	}
+	if why, err := (indexSource{h.Registry, credit}).Failed(ctx, model, referrer, trust.Digest()); err != nil || why != nil {
+		t.Errorf("what an older program said is remembered: %v, %v", why, err)
+	}
+	if rec := m.decide(); slices.Contains(reasons(rec), gate.CodeNoRelease) {
+		t.Errorf("the gate takes what an older program said: %v", reasons(rec))
+	}
+	size := h.leaves()
+	rv, err := h.review(ctx)
+	if err != nil || rv == nil || rv.Flipped != 1 || h.leaves() != size+1 {
+		t.Fatalf("%+v, %v, %d leaves", rv, err, h.leaves()-size)
+	}
+	if facts := m.facts(model); len(facts) != 1 || facts[0].Outcome != verify.OutcomeVerified || facts[0].Referrer != referrer {
+		t.Errorf("%+v", facts)
+	}
+	if again, err := h.review(ctx); err != nil || again != nil {
+		t.Errorf("it was reviewed twice: %+v, %v", again, err)
+	}
+	h.sound()
+}
+
+// Attestations of cosign before version 3 as referrers ("oci-1-1"), and what
+// others attach under the same type.
+func TestLegacyReferrers(t *testing.T) {
+	h := newHouse(t)
+	m := newTeam(h)
+	model := h.put(credit, "1.0.0", h.model(credit, nil, "application/x-model", "weights")).Descriptor
+	statement := releaseStatement(t, model.Digest)
+	b, err := verify.SignStatement(t.Context(), m.keys[verify.Release], statement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var bundle struct {
+		Envelope json.RawMessage `json:"dsseEnvelope"`
+	}
+	if err := json.Unmarshal(b, &bundle); err != nil {
+		t.Fatal(err)
+	}
+	attach := func(mediaType, content string) digest.Digest {
+		h.blob(credit, "{}")
+		l := h.blob(credit, content)
+		l.MediaType = mediaType
+		manifest := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, ArtifactType: attest.InTotoPayloadType, Config: ocispec.DescriptorEmptyJSON, Subject: &model, Layers: []ocispec.Descriptor{l}}
+		manifest.SchemaVersion = 2
+		body, err := json.Marshal(manifest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h.put(credit, string(digest.FromBytes(body)), body).Descriptor.Digest
+	}
+	attach(attest.InTotoPayloadType, string(statement)) // signed by nobody
+	signed := attach("application/vnd.dsse.envelope.v1+json", string(bundle.Envelope))
+	if facts := m.facts(model.Digest); len(facts) != 1 || facts[0].Referrer != signed || facts[0].Outcome != verify.OutcomeVerified || facts[0].Role != "release" {
+		t.Errorf("%+v", facts)
+	}
+	if rec := m.decide(); slices.Contains(reasons(rec), gate.CodeNoRelease) {
+		t.Errorf("%v", reasons(rec))
+	}
+	h.sound()
+}
+
 func TestUnverifiableStatementsAreFacts(t *testing.T) {
 	h := newHouse(t)
 	m := newTeam(h)
@@ -501,6 +602,65 @@ func TestApprovalsAndBreakGlass(t *testing.T) {
 	h.sound()
 }
 
+// Who pushed a version, or made one of what was pushed, is who its log says.
+func TestSubmitters(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	m := newTeam(h)
+	account := func(id string) access.Actor {
+		return access.Actor{ID: id, Grants: []access.Grant{{Role: access.Pusher, Repositories: "**"}}}
+	}
+	ann, bob := account("user:00000000000000aa"), account("token:00000000000000bb")
+	body := h.model(credit, nil, "application/x-model", "weights")
+	d := digest.FromBytes(body)
+	push := func(actor access.Actor, reference string) {
+		t.Helper()
+		if _, err := h.PutManifest(ctx, actor, credit, PutManifest{Reference: reference, Body: body}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(what string, list ...string) {
+		t.Helper()
+		got, err := indexSource{h.Registry, credit}.Submitters(ctx, d)
+		if err != nil || !slices.Equal(got, list) {
+			t.Errorf("%s: %v, %v, want %v", what, got, err, list)
+		}
+	}
+	want("nothing was pushed")
+	push(ann, string(d))
+	want("pushed by digest", ann.ID)
+	push(ann, string(d))
+	push(bob, "candidate")
+	want("tagged by another", ann.ID, bob.ID)
+	push(me, "1.0.0")
+	want("tagged again", ann.ID, bob.ID)
+	h.crash()
+	want("after a crash", ann.ID, bob.ID)
+	if other, err := (indexSource{h.Registry, "other/m"}).Submitters(ctx, d); err != nil || len(other) != 0 {
+		t.Errorf("in another repository: %v, %v", other, err)
+	}
+
+	// The gate compares them with who approves.
+	if _, err := h.SetPolicy(ctx, me, []byte("version: 1\nrequireRelease: true\nrequireLineage: false\nrequireCertificate: false\nrequireApprovals: 1\nrequirePusher: true\n")); err != nil {
+		t.Fatal(err)
+	}
+	anns := signingKey(t)
+	m.apply(identity("ann", anns, "  accounts: ['"+ann.ID+"']\n", verify.Approval) + identity("bob", signingKey(t), "  accounts: ['"+bob.ID+"']\n", verify.Approval))
+	m.sign(m.keys[verify.Release], d, releaseStatement(t, d), attest.PredicateSignature)
+	approve := func(k *verify.Key, person string) {
+		m.state(k, d, attest.Approval{Person: person, NameHash: "ab", Meaning: attest.MeaningApproval, Reason: "ok", ApprovedAt: h.clock()})
+	}
+	approve(anns, "ann")
+	if rec := m.decide(); rec.Allow || !slices.Equal(reasons(rec), []string{gate.CodePusherApproval, gate.CodeNoApproval}) {
+		t.Errorf("approved by who pushed it: %v", reasons(rec))
+	}
+	approve(m.keys[verify.Approval], "approval")
+	if rec := m.decide(); !rec.Allow {
+		t.Errorf("approved by another: %v", reasons(rec))
+	}
+	h.sound()
+}
+
 func TestPersons(t *testing.T) {
 	h := newHouse(t)
 	ctx := t.Context()
@@ -588,7 +748,7 @@ func TestModelSigning(t *testing.T) {
 		t.Errorf("one file less was signed: %+v", f)
 	}
 	changed := slices.Clone(files)
-	changed[0].SHA256 = strings.Repeat("0", 64)
+	changed[0].Digest = strings.Repeat("0", 64)
 	if f := attach(m.keys[verify.Release], changed); f.Outcome != oms.CodeChanged {
 		t.Errorf("another file was signed: %+v", f)
 	}

@@ -298,12 +298,21 @@ func signedByCertificate(b *bundle.Bundle, content sgverify.VerificationContent,
 		return fail(CodeBundleInvalid, "sign again", "%v", err)
 	}
 	if err := sgverify.VerifySignatureWithArtifactDigests(sig, content, &material{}, digests); err != nil {
-		if sgverify.VerifySignature(sig, content, &material{}) == nil {
+		if signsSomething(sig, content) {
 			return errSubject
 		}
 		return fail(CodeSignature, "sign again", "its signature is not by the key of its certificate")
 	}
 	return nil
+}
+
+// signsSomething reports whether a signature verifies over whatever its bundle
+// says that it is of.
+func signsSomething(sig sgverify.SignatureContent, content sgverify.VerificationContent) bool {
+	if m := sig.MessageSignatureContent(); m != nil {
+		return sgverify.VerifySignatureWithArtifactDigests(sig, content, &material{}, []sgverify.ArtifactDigest{{Digest: m.Digest()}}) == nil
+	}
+	return sgverify.VerifySignature(sig, content, &material{}) == nil
 }
 
 // whose are the identities that a certificate is of.
@@ -332,10 +341,37 @@ func noAuthority() error {
 // else.
 var errSubject = errors.New("it speaks of something else")
 
-// publicly verifies a bundle under a Sigstore instance: a certificate of
-// Fulcio that a certificate transparency log has seen, a Rekor entry with its
-// proof, and a time that an authority or Rekor signed.
-func (a *authority) publicly(b *bundle.Bundle, about sgverify.ArtifactPolicyOption, c Context) (signer, error) {
+// vouched asks each authority that issues certificates who signed something,
+// until one of them knows an identity of the trust file.
+func (t *Trust) vouched(who func(*authority) (signer, error)) ([]*Identity, Time, error) {
+	var best error
+	for _, a := range t.authorities {
+		if !a.issues() {
+			continue
+		}
+		s, err := who(a)
+		switch {
+		case errors.Is(err, errSubject):
+			return nil, Time{}, err
+		case err != nil:
+			best = closer(best, err)
+			continue
+		}
+		ids := t.whose(a, s)
+		if len(ids) == 0 {
+			best = closer(best, unknownIdentity(a, s))
+			continue
+		}
+		return ids, s.time, nil
+	}
+	if best == nil {
+		best = noAuthority()
+	}
+	return nil, Time{}, best
+}
+
+// verifier is the library's, which asks for what the trusted root names.
+func (a *authority) verifier() (*sgverify.Verifier, error) {
 	opts := []sgverify.VerifierOption{sgverify.WithObserverTimestamps(1)}
 	if len(a.sigstore.RekorLogs()) > 0 {
 		opts = append(opts, sgverify.WithTransparencyLog(1))
@@ -343,7 +379,14 @@ func (a *authority) publicly(b *bundle.Bundle, about sgverify.ArtifactPolicyOpti
 	if len(a.sigstore.CTLogs()) > 0 {
 		opts = append(opts, sgverify.WithSignedCertificateTimestamps(1))
 	}
-	v, err := sgverify.NewVerifier(a.sigstore, opts...)
+	return sgverify.NewVerifier(a.sigstore, opts...)
+}
+
+// publicly verifies a bundle under a Sigstore instance: a certificate of
+// Fulcio that a certificate transparency log has seen, a Rekor entry with its
+// proof, and a time that an authority or Rekor signed.
+func (a *authority) publicly(b *bundle.Bundle, about sgverify.ArtifactPolicyOption, c Context) (signer, error) {
+	v, err := a.verifier()
 	if err != nil {
 		return signer{}, err
 	}
@@ -352,51 +395,79 @@ func (a *authority) publicly(b *bundle.Bundle, about sgverify.ArtifactPolicyOpti
 	if err != nil {
 		return signer{}, a.why(v, b, err)
 	}
-	s := signer{issuer: res.Signature.Certificate.Issuer, san: res.Signature.Certificate.SubjectAlternativeName, time: Time{By: NoTime}}
-	for _, ts := range res.VerifiedTimestamps {
+	s := signer{issuer: res.Signature.Certificate.Issuer, san: res.Signature.Certificate.SubjectAlternativeName, time: bestOf(res.VerifiedTimestamps)}
+	return s, notAhead(s.time, c)
+}
+
+// bestOf is the best of the times that authorities and logs signed: a
+// timestamp, and of several the first.
+func bestOf(times []sgverify.TimestampVerificationResult) Time {
+	best := Time{By: NoTime}
+	for _, ts := range times {
 		by := ByTimestamp
 		if ts.Type == "Tlog" {
 			by = ByRekor
 		}
-		better := s.time.By == NoTime || by == ByTimestamp && s.time.By == ByRekor || by == s.time.By && ts.Timestamp.Before(s.time.At)
-		if better {
-			s.time = Time{At: ts.Timestamp.UTC(), By: by, Authority: ts.URI}
+		if best.By == NoTime || by == ByTimestamp && best.By == ByRekor || by == best.By && ts.Timestamp.Before(best.At) {
+			best = Time{At: ts.Timestamp.UTC(), By: by, Authority: ts.URI}
 		}
 	}
-	return s, notAhead(s.time, c)
+	return best
 }
 
-// why finds the step at which the library refused a bundle.
-func (a *authority) why(v *sgverify.Verifier, b *bundle.Bundle, refused error) error {
+// dated does the library's steps up to the signature, each with a code of its
+// own if it fails: the log entry, the times, the certificate at each of them,
+// and its transparency. stamps are times that authorities signed beside those
+// in the bundle.
+func (a *authority) dated(v *sgverify.Verifier, b *bundle.Bundle, stamps []sgverify.TimestampVerificationResult) ([]sgverify.TimestampVerificationResult, sgverify.VerificationContent, error) {
 	content, err := b.VerificationContent()
 	if err != nil {
-		return fail(CodeBundleInvalid, "sign again", "%v", err)
+		return nil, nil, fail(CodeBundleInvalid, "sign again", "%v", err)
 	}
 	logged, err := v.VerifyTransparencyLogInclusion(b)
 	if err != nil {
-		return fail(CodeRekor, "sign again, with the Rekor that the trust file names", "its entry in the transparency log does not verify: %v", err)
+		if entries, err := b.TlogEntries(); err == nil {
+			for _, e := range entries {
+				if at := e.IntegratedTime(); !at.IsZero() && !content.ValidAtTime(at, a.sigstore) {
+					return nil, nil, fail(CodeWindow, "sign again", "its certificate was not valid at %s, when it says that it was logged", at.UTC().Format(time.RFC3339))
+				}
+			}
+		}
+		return nil, nil, fail(CodeRekor, "sign again, with the Rekor that the trust file names", "its entry in the transparency log does not verify: %v", err)
 	}
 	times, err := v.VerifyObserverTimestamps(b, logged)
-	if err != nil {
-		return fail(CodeTime, "sign again, with a timestamp authority that the trust file names", "no authority shows when it was signed: %v", err)
+	if err != nil && len(stamps) == 0 {
+		return nil, nil, fail(CodeTime, "sign again, with a timestamp authority that the trust file names", "no authority shows when it was signed: %v", err)
 	}
+	times = append(times, stamps...)
 	var chains [][]*x509.Certificate
 	for _, ts := range times {
 		if chains, err = sgverify.VerifyLeafCertificate(ts.Timestamp, content.Certificate(), a.sigstore); err != nil {
 			if _, err := sgverify.VerifyLeafCertificate(content.Certificate().NotBefore, content.Certificate(), a.sigstore); err == nil {
-				return fail(CodeWindow, "sign again", "its certificate was not valid at %s, when it was signed", ts.Timestamp.UTC().Format(time.RFC3339))
+				return nil, nil, fail(CodeWindow, "sign again", "its certificate was not valid at %s, when it was signed", ts.Timestamp.UTC().Format(time.RFC3339))
 			}
-			return fail(CodeCertificate, "add the authority to the trust file", "no authority of the trust file issued its certificate for signing")
+			return nil, nil, fail(CodeCertificate, "add the authority to the trust file", "no authority of the trust file issued its certificate for signing")
 		}
 	}
-	if err := sgverify.VerifySignedCertificateTimestamp(chains, 1, a.sigstore); err != nil && len(a.sigstore.CTLogs()) > 0 {
-		return fail(CodeCertificate, "sign again, with the Fulcio that the trust file names", "no certificate transparency log of the trust file has seen its certificate: %v", err)
+	if len(a.sigstore.CTLogs()) > 0 {
+		if err := sgverify.VerifySignedCertificateTimestamp(chains, 1, a.sigstore); err != nil {
+			return nil, nil, fail(CodeCertificate, "sign again, with the Fulcio that the trust file names", "no certificate transparency log of the trust file has seen its certificate: %v", err)
+		}
+	}
+	return times, content, nil
+}
+
+// why finds the step at which the library refused a bundle.
+func (a *authority) why(v *sgverify.Verifier, b *bundle.Bundle, refused error) error {
+	_, content, err := a.dated(v, b, nil)
+	if err != nil {
+		return err
 	}
 	sig, err := b.SignatureContent()
 	if err != nil {
 		return fail(CodeBundleInvalid, "sign again", "%v", err)
 	}
-	if sgverify.VerifySignature(sig, content, a.sigstore) == nil {
+	if signsSomething(sig, content) {
 		return errSubject
 	}
 	return fail(CodeSignature, "sign again", "its signature does not verify: %v", refused)

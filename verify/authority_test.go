@@ -14,9 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/sigstore/sigstore-go/pkg/sign"
 	sgverify "github.com/sigstore/sigstore-go/pkg/verify"
-	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/assay-dev/assay/verify/attest"
 	"github.com/assay-dev/assay/verify/verifytest"
@@ -357,76 +355,143 @@ func TestOldBundleVersions(t *testing.T) {
 	}
 }
 
-// The rest of what somebody could send who wants a yes: field notes on trust,
-// 12.4. Each has its own reason.
+// What somebody could send who wants a yes: each has its own reason, and beside
+// it is what does verify, so that none is refused for something else.
 func TestNegativeSet(t *testing.T) {
-	k, lab, other := newKey(t), newKey(t), newKey(t)
-	trust := trustOf(t, entry("release", k, "", Release), entry("lab", lab, "", Conformance), entry("other", other, "", Approval))
+	at := time.Now().UTC().Truncate(time.Second)
+	k, lab, other, stranger, ended := newKey(t), newKey(t), newKey(t), newKey(t), newKey(t)
+	ca := verifytest.NewCA(t, at.Add(-100*day), at.Add(100*day))
+	tsa, untrusted := verifytest.NewTSA(t, at.Add(-2*day), at.Add(-10*day), at.Add(10*day)), verifytest.NewTSA(t, at.Add(-2*day), at.Add(-10*day), at.Add(10*day))
+	s := verifytest.NewSigstore(t)
+	private := ca.Issue(t, "release@acme.example", at.Add(-day), at.Add(day))
+	trust := parse(t, file(entry("release", k, "", Release)+entry("lab", lab, "", Conformance)+entry("other", other, "", Approval)+
+		entry("ended", ended, "  notAfter: "+at.Add(-day).Format(time.RFC3339)+"\n", Release)+
+		certified("acme", "authority: acme, san: release@acme.example", "")+certified("ci", "authority: sigstore, san: ci@acme.example, issuer: "+issuer, ""),
+		"authorities:\n"+authorityEntry("acme", "certificates", ca.Root())+authorityEntry("clock", "timestamps", tsa.PEM())+authorityEntry("sigstore", "trustedRoot", s.TrustedRoot(t, false))))
 	good := signed(t, k, releaseOf(model))
-	testResult := func(result string) []byte {
-		raw, err := attest.Marshal(map[string]any{
-			"_type": attest.StatementTypeV1, "predicateType": attest.PredicateTestResult, "predicate": map[string]any{"result": result, "configuration": []any{}},
-			"subject": []any{map[string]any{"digest": attest.Digests(model)}},
-		})
+	keyless := s.Keyless(t, "ci@acme.example", issuer, releaseOf(model), false)
+	statement := func(predicateType string, predicate any, subjects ...digest.Digest) []byte {
+		m := map[string]any{"_type": attest.StatementTypeV1, "predicateType": predicateType, "predicate": predicate}
+		var list []any
+		for _, d := range subjects {
+			list = append(list, map[string]any{"digest": attest.Digests(d)})
+		}
+		m["subject"] = list
+		raw, err := attest.Marshal(m)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return raw
 	}
+	testResult := func(result string) []byte {
+		return statement(attest.PredicateTestResult, map[string]any{"result": result, "configuration": []any{}}, model)
+	}
+	// Signed as it is, whatever it is: our own signer refuses some of these.
+	raw := func(payload []byte) []byte { return verifytest.Stamped(t, payload, keypair{k}) }
 	dsse := func(edit func(e map[string]any)) []byte {
 		return edited(t, good, func(b map[string]any) { edit(b["dsseEnvelope"].(map[string]any)) })
 	}
-	foreignHint := edited(t, good, func(b map[string]any) {
-		b["verificationMaterial"].(map[string]any)["publicKey"] = map[string]any{"hint": other.Hint()}
+	material := func(bundle []byte, edit func(m map[string]any)) []byte {
+		return edited(t, bundle, func(b map[string]any) { edit(b["verificationMaterial"].(map[string]any)) })
+	}
+	hint := func(bundle []byte, hint string) []byte {
+		return material(bundle, func(m map[string]any) { m["publicKey"] = map[string]any{"hint": hint} })
+	}
+	version := func(bundle []byte, v string) []byte {
+		return edited(t, bundle, func(b map[string]any) { b["mediaType"] = "application/vnd.dev.sigstore.bundle+json;version=" + v })
+	}
+	chained := edited(t, keyless, func(b map[string]any) { // the form of v0.1 and v0.2
+		m := b["verificationMaterial"].(map[string]any)
+		m["x509CertificateChain"] = map[string]any{"certificates": []any{m["certificate"]}}
+		delete(m, "certificate")
 	})
-	if v, err := Bundle(foreignHint, model, trust, here); err != nil || v.Identity != "release" {
-		t.Errorf("the hint of another key: %+v, %v", v, err)
+	entryless := func(bundle []byte, member string) []byte {
+		return material(bundle, func(m map[string]any) { delete(m["tlogEntries"].([]any)[0].(map[string]any), member) })
 	}
-	duplicate := []byte(strings.Replace(string(good), `"dsseEnvelope"`, `"dsseEnvelope":{},"dsseEnvelope"`, 1))
-	for name, tc := range map[string]struct {
+	twice := func(raw []byte, member string) []byte {
+		return []byte(strings.Replace(string(raw), `"`+member+`"`, `"`+member+`":{},"`+member+`"`, 1))
+	}
+	for _, tc := range []struct {
+		name   string
 		bundle []byte
-		code   string
+		code   string // "" if it verifies
 	}{
-		"failed evidence under the release key":     {signed(t, k, testResult("FAILED")), CodeRole},
-		"failed evidence under the conformance key": {signed(t, lab, testResult("FAILED")), CodeNegative},
-		"a warning is no pass":                      {signed(t, lab, testResult("WARNED")), CodeNegative},
-		"a withdrawal under the release key":        {signed(t, k, withdrawal(model)), CodeRole},
-		"two signatures": {dsse(func(e map[string]any) {
-			e["signatures"] = append(e["signatures"].([]any), e["signatures"].([]any)[0])
-		}), CodeBundleInvalid},
-		"no signature":                 {dsse(func(e map[string]any) { e["signatures"] = []any{} }), CodeBundleInvalid},
-		"another payload type":         {dsse(func(e map[string]any) { e["payloadType"] = "text/plain" }), CodeStatement},
-		"the payload of another":       {dsse(func(e map[string]any) { e["payload"] = releaseOf(digest.FromString("x")) }), CodeUnknownKey},
-		"duplicate keys in the bundle": {duplicate, CodeBundleInvalid},
-		"a field nobody knows":         {edited(t, good, func(b map[string]any) { b["critical"] = true }), CodeBundleInvalid},
-		"a message signature":          {messageSignature(t, k), CodeBundleInvalid},
-	} {
-		_, err := Bundle(tc.bundle, model, trust, here)
-		if err == nil {
-			t.Errorf("%s verifies", name)
-			continue
-		}
-		var f *Failure
-		if !errors.As(err, &f) || f.Code != tc.code {
-			t.Errorf("%s: %v, want %s", name, err, tc.code)
-		}
-	}
-	if _, err := Bundle(signed(t, lab, testResult("PASSED")), model, trust, here); err != nil {
-		t.Errorf("a good test result: %v", err)
-	}
-}
+		{"FAILED evidence under the release key", signed(t, k, testResult("FAILED")), CodeRole},
+		{"FAILED evidence under the conformance key", signed(t, lab, testResult("FAILED")), CodeNegative},
+		{"WARNED evidence", signed(t, lab, testResult("WARNED")), CodeNegative},
+		{"evidence without a result", signed(t, lab, statement(attest.PredicateTestResult, map[string]any{}, model)), CodeNegative},
+		{"PASSED evidence", signed(t, lab, testResult("PASSED")), ""},
 
-func messageSignature(t testing.TB, k *Key) []byte {
-	t.Helper()
-	b, err := sign.Bundle(&sign.PlainData{Data: []byte("model")}, keypair{k}, sign.BundleOptions{Context: t.Context()})
-	if err != nil {
-		t.Fatal(err)
+		{"wrong predicate", signed(t, k, statement("https://example.com/whatever/v1", map[string]any{}, model)), CodePredicate},
+		{"wrong predicate, of another role", signed(t, k, withdrawal(model)), CodeRole},
+		{"wrong predicate, of a refusal", signed(t, lab, statement(attest.PredicateRefusal, map[string]any{}, model)), CodeStatement},
+
+		{"subject swap", signed(t, k, releaseOf(digest.FromString("other"))), CodeSubject},
+		{"subject swap, in the payload alone", dsse(func(e map[string]any) { e["payload"] = releaseOf(digest.FromString("other")) }), CodeUnknownKey},
+		{"subject swap, with a certificate", private.Sign(t, releaseOf(digest.FromString("other"))), CodeSubject},
+		{"subject swap, keyless", s.Keyless(t, "ci@acme.example", issuer, releaseOf(digest.FromString("other")), true), CodeSubject},
+		{"subject swap, over the manifest itself", manifestSigned(t, keypair{k}, "other"), CodeSubject},
+		{"over the manifest itself", manifestSigned(t, keypair{k}, "model"), ""},
+
+		{"extra subject", func() []byte {
+			p, err := attest.NewStatement(model, attest.Approval{Person: "other", NameHash: "ab", Meaning: "approval", Reason: "ok", ApprovedAt: now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return signed(t, other, edited(t, p, func(m map[string]any) {
+				m["subject"] = append(m["subject"].([]any), map[string]any{"digest": attest.Digests(digest.FromString("x"))})
+			}))
+		}(), CodeSubject},
+		{"no subject", raw(statement(attest.PredicateSignature, map[string]any{})), CodeStatement},
+		{"too many subjects", raw(statement(attest.PredicateSignature, map[string]any{}, func() []digest.Digest {
+			list := make([]digest.Digest, attest.MaxSubjects+1)
+			for i := range list {
+				list[i] = model
+			}
+			return list
+		}()...)), CodeStatement},
+
+		{"two DSSE signatures", dsse(func(e map[string]any) { e["signatures"] = append(e["signatures"].([]any), e["signatures"].([]any)[0]) }), CodeBundleInvalid},
+		{"no DSSE signature", dsse(func(e map[string]any) { e["signatures"] = []any{} }), CodeBundleInvalid},
+
+		{"expired key with a timestamp from before", verifytest.Stamped(t, releaseOf(model), keypair{ended}, tsa), ""},
+		{"expired key without a timestamp", signed(t, ended, releaseOf(model)), CodeWindow},
+		{"expired key with a stranger's timestamp", verifytest.Stamped(t, releaseOf(model), keypair{ended}, untrusted), CodeWindow},
+
+		{"bundle v0.1", version(good, "0.1"), ""},
+		{"bundle v0.2", version(good, "0.2"), ""},
+		{"bundle v0.1, keyless", version(chained, "0.1"), ""},
+		{"bundle v0.1, keyless, without a promise", version(entryless(chained, "inclusionPromise"), "0.1"), CodeBundleInvalid},
+		{"bundle v0.2, keyless, without a proof", version(entryless(chained, "inclusionProof"), "0.2"), CodeBundleInvalid},
+		{"bundle v0.3, keyless, without a proof", entryless(keyless, "inclusionProof"), CodeBundleInvalid},
+		{"bundle v0.4", edited(t, good, func(b map[string]any) { b["mediaType"] = "application/vnd.dev.sigstore.bundle.v0.4+json" }), CodeBundleInvalid},
+
+		{"certificate chain", private.Sign(t, releaseOf(model)), ""},
+		{"certificate chain with the root inside", rawChain(t, private.Sign(t, releaseOf(model)), ca.WithRoot(private)), CodeBundleInvalid},
+
+		{"hint of another key that is trusted", hint(good, other.Hint()), ""}, // it says which to try first
+		{"hint of nobody's key", hint(good, "x"), ""},
+		{"hint of a trusted key over a stranger's signature", hint(signed(t, stranger, releaseOf(model)), k.Hint()), CodeUnknownKey},
+
+		{"duplicate JSON keys in the bundle", twice(good, "dsseEnvelope"), CodeBundleInvalid},
+		{"duplicate JSON keys in the envelope", twice(good, "payloadType"), CodeBundleInvalid},
+		{"duplicate JSON keys in the statement", raw(twice(releaseOf(model), "predicate")), CodeStatement},
+		{"duplicate JSON keys in the predicate", raw([]byte(strings.Replace(string(releaseOf(model)), `"predicate":{}`, `"predicate":{"a":1,"a":2}`, 1))), CodeStatement},
+		{"another payload type", dsse(func(e map[string]any) { e["payloadType"] = "text/plain" }), CodeStatement},
+		{"a field nobody knows", edited(t, good, func(b map[string]any) { b["critical"] = true }), CodeBundleInvalid},
+		{"a bundle of 200 MB", make([]byte, 200<<20), CodeTooLarge},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			v, err := Bundle(tc.bundle, model, trust, moved(at))
+			var f *Failure
+			switch {
+			case tc.code == "" && err != nil:
+				t.Error(err)
+			case tc.code != "" && (!errors.As(err, &f) || f.Code != tc.code || f.Message == ""):
+				t.Errorf("%+v, %v, want %s", v, err, tc.code)
+			}
+		})
 	}
-	raw, err := protojson.Marshal(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return raw
 }
 
 // Take any field out of a bundle, or make it another, and it does not verify,
@@ -436,8 +501,9 @@ func TestEveryFieldOfABundleCounts(t *testing.T) {
 	s := verifytest.NewSigstore(t)
 	at := time.Now()
 	tsa := verifytest.NewTSA(t, at, at.Add(-10*day), at.Add(10*day))
-	trust := parse(t, file(entry("team", k, "", Release)+certified("ci", "authority: acme, san: ci@acme.example, issuer: "+issuer, ""),
-		"authorities:\n"+authorityEntry("acme", "trustedRoot", s.TrustedRoot(t, false))+authorityEntry("clock", "timestamps", tsa.PEM())))
+	ca := verifytest.NewCA(t, at.Add(-100*day), at.Add(100*day))
+	trust := parse(t, file(entry("team", k, "", Release)+certified("ci", "authority: acme, san: ci@acme.example, issuer: "+issuer, "")+certified("private", "authority: private, san: release@acme.example", ""),
+		"authorities:\n"+authorityEntry("acme", "trustedRoot", s.TrustedRoot(t, false))+authorityEntry("clock", "timestamps", tsa.PEM())+authorityEntry("private", "certificates", ca.Root())))
 	for name, tc := range map[string]struct {
 		bundle []byte
 		c      Context
@@ -445,6 +511,14 @@ func TestEveryFieldOfABundleCounts(t *testing.T) {
 		"key and timestamp": {verifytest.Stamped(t, releaseOf(model), keypair{k}, tsa), moved(at)},
 		"keyless, Rekor v1": {s.Keyless(t, "ci@acme.example", issuer, releaseOf(model), false), moved(at)},
 		"keyless, Rekor v2": {s.Keyless(t, "ci@acme.example", issuer, releaseOf(model), true), moved(at)},
+		"key, v0.1":         {edited(t, signed(t, k, releaseOf(model)), func(b map[string]any) { b["mediaType"] = "application/vnd.dev.sigstore.bundle+json;version=0.1" }), moved(at)},
+		"private authority": {ca.Issue(t, "release@acme.example", at.Add(-day), at.Add(day)).Sign(t, releaseOf(model), tsa), moved(at)},
+		"keyless, v0.2": {edited(t, s.Keyless(t, "ci@acme.example", issuer, releaseOf(model), false), func(b map[string]any) {
+			b["mediaType"] = "application/vnd.dev.sigstore.bundle+json;version=0.2"
+			m := b["verificationMaterial"].(map[string]any)
+			m["x509CertificateChain"] = map[string]any{"certificates": []any{m["certificate"]}}
+			delete(m, "certificate")
+		}), moved(at)},
 	} {
 		want, err := Bundle(tc.bundle, model, trust, tc.c)
 		if err != nil {
@@ -464,6 +538,63 @@ func TestEveryFieldOfABundleCounts(t *testing.T) {
 			}
 			if string(v.Payload) != string(want.Payload) || v.Identity != want.Identity {
 				t.Errorf("%s, %s: it says %s by %s", name, path, v.Payload, v.Identity)
+			}
+		})
+		if n < 10 || refused < n/2 {
+			t.Errorf("%s: of %d mutants %d were refused", name, n, refused)
+		}
+	}
+}
+
+// The same of what is signed in an envelope of its own: status lists and
+// refusals.
+func TestEveryFieldOfAnEnvelopeCounts(t *testing.T) {
+	k := newKey(t)
+	trust := trustOf(t, entry("team", k, "", Conformance, Withdrawal))
+	list, err := SignStatusList(k, attest.StatusList{Version: 1, Issuer: "x", Validity: attest.Validity{NotBefore: now, NotAfter: now.Add(time.Hour)}, Withdrawn: []attest.StatusEntry{{Digest: string(model), Since: now}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	replay := digest.FromString("replay")
+	refusal, err := SignRefusal(k, refusalStatement(t, replay))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		raw    []byte
+		verify func([]byte) (said string, err error)
+	}{
+		"status list": {list, func(raw []byte) (string, error) {
+			s, err := ParseStatus(raw, trust, here)
+			if err != nil {
+				return "", err
+			}
+			return fmt.Sprintf("%+v %s", s.List, s.Identity), nil
+		}},
+		"refusal": {refusal, func(raw []byte) (string, error) {
+			v, err := Refusal(raw, replay, trust, here)
+			if err != nil {
+				return "", err
+			}
+			return string(v.Payload) + v.Identity, nil
+		}},
+	} {
+		want, err := tc.verify(tc.raw)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		n, refused := 0, 0
+		mutations(t, tc.raw, func(path string, mutant []byte) {
+			n++
+			got, err := tc.verify(mutant)
+			var f *Failure
+			switch {
+			case err == nil && got != want:
+				t.Errorf("%s, %s: it says %s", name, path, got)
+			case err != nil && !errors.As(err, &f):
+				t.Errorf("%s, %s: %v has no code", name, path, err)
+			case err != nil:
+				refused++
 			}
 		})
 		if n < 10 || refused < n/2 {
@@ -529,26 +660,28 @@ func TestQuorumsAndHolders(t *testing.T) {
 		t.Error("a quorum where none was asked for")
 	}
 	for name, raw := range map[string][]byte{
-		"one holder with two keys":  file(entry("ann", a, "  holder: ann\n", Approval)+entry("ann2", b, "  holder: ann\n", Approval), quorum),
-		"one key under two ids":     file(entry("ann", a, "", Approval)+entry("ann2", a, "", Approval), quorum),
-		"one key of two holders":    file(entry("ann", a, "  holder: ann\n", Approval)+entry("ann2", a, "  holder: bob\n", Approval), ""),
-		"nobody with the role":      file(entry("ann", a, "", Release)+entry("bob", b, "", Approval), quorum),
-		"a quorum of one":           file(entry("ann", a, "", Approval), "quorums:\n- {role: approval, repositories: ['**'], atLeast: 1}\n"),
-		"a quorum for withdrawals":  file(entry("ann", a, "", Withdrawal)+entry("bob", b, "", Withdrawal), "quorums:\n- {role: withdrawal, repositories: ['**'], atLeast: 2}\n"),
-		"a quorum nowhere":          file(entry("ann", a, "", Approval)+entry("bob", b, "", Approval), "quorums:\n- {role: approval, atLeast: 2}\n"),
-		"an unknown authority":      file(certified("x", "authority: none, san: x", ""), ""),
-		"kms without its key":       file("- {id: x, kms: 'awskms:///x', roles: [release], repositories: ['**']}\n", ""),
-		"neither key nor anything":  file("- {id: x, roles: [release], repositories: ['**']}\n", ""),
-		"key and certificate":       file(entry("x", a, "  certificate: {authority: a, san: x}\n", Release), "authorities:\n"+authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())),
-		"an issuer of nobody":       file(certified("x", "authority: a, san: x, issuer: y", ""), "authorities:\n"+authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())),
-		"no name at all":            file(certified("x", "authority: a", ""), "authorities:\n"+authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())),
-		"a bad pattern":             file(certified("x", "authority: a, sanPattern: '('", ""), "authorities:\n"+authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())),
-		"a clock that issues":       file(certified("x", "authority: a, san: x", ""), "authorities:\n"+authorityEntry("a", "timestamps", verifytest.NewTSA(t, now, now, now.Add(day)).PEM())),
-		"no issuer for Fulcio's":    file(certified("x", "authority: a, san: x", ""), "authorities:\n"+authorityEntry("a", "trustedRoot", verifytest.NewSigstore(t).TrustedRoot(t, false))),
-		"an authority that is none": file(entry("x", a, "", Release), "authorities:\n- {id: a}\n"),
-		"two in one":                file(entry("x", a, "", Release), "authorities:\n- {id: a, certificates: x, timestamps: y}\n"),
-		"certificates that are not": file(entry("x", a, "", Release), "authorities:\n- {id: a, certificates: hello}\n"),
-		"a root that is none":       file(entry("x", a, "", Release), "authorities:\n- {id: a, trustedRoot: '{}'}\n"),
+		"one holder with two keys":   file(entry("ann", a, "  holder: ann\n", Approval)+entry("ann2", b, "  holder: ann\n", Approval), quorum),
+		"one key under two ids":      file(entry("ann", a, "", Approval)+entry("ann2", a, "", Approval), quorum),
+		"one account of two holders": file(entry("ann", a, "  accounts: ['user:00000000000000aa']\n", Approval)+entry("bob", b, "  accounts: ['user:00000000000000aa']\n", Approval), ""),
+		"an account that is a name":  file(entry("ann", a, "  accounts: [ann]\n", Approval), ""),
+		"one key of two holders":     file(entry("ann", a, "  holder: ann\n", Approval)+entry("ann2", a, "  holder: bob\n", Approval), ""),
+		"nobody with the role":       file(entry("ann", a, "", Release)+entry("bob", b, "", Approval), quorum),
+		"a quorum of one":            file(entry("ann", a, "", Approval), "quorums:\n- {role: approval, repositories: ['**'], atLeast: 1}\n"),
+		"a quorum for withdrawals":   file(entry("ann", a, "", Withdrawal)+entry("bob", b, "", Withdrawal), "quorums:\n- {role: withdrawal, repositories: ['**'], atLeast: 2}\n"),
+		"a quorum nowhere":           file(entry("ann", a, "", Approval)+entry("bob", b, "", Approval), "quorums:\n- {role: approval, atLeast: 2}\n"),
+		"an unknown authority":       file(certified("x", "authority: none, san: x", ""), ""),
+		"kms without its key":        file("- {id: x, kms: 'awskms:///x', roles: [release], repositories: ['**']}\n", ""),
+		"neither key nor anything":   file("- {id: x, roles: [release], repositories: ['**']}\n", ""),
+		"key and certificate":        file(entry("x", a, "  certificate: {authority: a, san: x}\n", Release), "authorities:\n"+authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())),
+		"an issuer of nobody":        file(certified("x", "authority: a, san: x, issuer: y", ""), "authorities:\n"+authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())),
+		"no name at all":             file(certified("x", "authority: a", ""), "authorities:\n"+authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())),
+		"a bad pattern":              file(certified("x", "authority: a, sanPattern: '('", ""), "authorities:\n"+authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())),
+		"a clock that issues":        file(certified("x", "authority: a, san: x", ""), "authorities:\n"+authorityEntry("a", "timestamps", verifytest.NewTSA(t, now, now, now.Add(day)).PEM())),
+		"no issuer for Fulcio's":     file(certified("x", "authority: a, san: x", ""), "authorities:\n"+authorityEntry("a", "trustedRoot", verifytest.NewSigstore(t).TrustedRoot(t, false))),
+		"an authority that is none":  file(entry("x", a, "", Release), "authorities:\n- {id: a}\n"),
+		"two in one":                 file(entry("x", a, "", Release), "authorities:\n- {id: a, certificates: x, timestamps: y}\n"),
+		"certificates that are not":  file(entry("x", a, "", Release), "authorities:\n- {id: a, certificates: hello}\n"),
+		"a root that is none":        file(entry("x", a, "", Release), "authorities:\n- {id: a, trustedRoot: '{}'}\n"),
 		"the same authority twice": file(entry("x", a, "", Release), "authorities:\n"+authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())+
 			authorityEntry("a", "certificates", verifytest.NewCA(t, now, now.Add(day)).Root())),
 	} {

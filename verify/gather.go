@@ -46,6 +46,14 @@ type Rememberer interface {
 	Failed(ctx context.Context, subject, referrer, trust digest.Digest) (*Failure, error)
 }
 
+// A Submitter is a Source that knows from which accounts a manifest was pushed.
+// A registry does, by its log; others do not, and say nothing.
+type Submitter interface {
+	// Submitters returns the accounts that pushed a manifest or made a version
+	// of it: opaque ids.
+	Submitters(ctx context.Context, manifest digest.Digest) (accounts []string, err error)
+}
+
 // Bounds of what is gathered, so that one hostile repository slows nobody.
 const (
 	maxReferrers  = 20_000
@@ -79,12 +87,26 @@ type Evidence struct {
 	// that is more than one.
 	Quorums map[Role]int `json:"quorums,omitempty"`
 
+	// Accounts: the trust file says whose accounts are. Submission is who pushed
+	// the model, and nil if the source does not know.
+	Accounts   bool        `json:"accounts,omitempty"`
+	Submission *Submission `json:"submission,omitempty"`
+
 	// Status is the status list that was there; nil if none was.
 	Status *Status `json:"status,omitempty"`
 
 	// Incomplete says why not everything could be read; "" if it was. A gate
 	// takes incomplete evidence as none.
 	Incomplete string `json:"incomplete,omitempty"`
+}
+
+// A Submission is who put a model where it is: the accounts that pushed it or
+// made a version of it.
+type Submission struct {
+	// Holders are those whose accounts they are by the trust file, and Unknown
+	// the accounts that it gives to nobody.
+	Holders []string `json:"holders,omitempty"`
+	Unknown []string `json:"unknown,omitempty"`
 }
 
 // A Fact is one statement that was found, and what verification said of it.
@@ -150,6 +172,14 @@ func Gather(ctx context.Context, src Source, subject digest.Digest, opt GatherOp
 			}
 			ev.Quorums[role] = n
 		}
+	}
+	ev.Accounts = len(opt.Trust.accounts) > 0
+	if s, ok := src.(Submitter); ok {
+		accounts, err := s.Submitters(ctx, subject)
+		if err != nil {
+			return nil, fmt.Errorf("who pushed %s: %w", subject, err)
+		}
+		ev.Submission = opt.Trust.submission(accounts)
 	}
 	g := &gatherer{src: src, opt: opt, seen: map[digest.Digest]bool{}}
 	if err := g.about(ctx, subject); err != nil {
@@ -239,7 +269,7 @@ func (g *gatherer) about(ctx context.Context, subject digest.Digest) error {
 		switch {
 		case strings.HasPrefix(desc.ArtifactType, bundleArtifact):
 			found = []Fact{g.fact(ctx, subject, desc)}
-		case desc.ArtifactType == LegacyArtifact:
+		case IsLegacy(desc.ArtifactType):
 			found = g.legacy(ctx, subject, desc)
 		case unverifiable:
 			found = []Fact{{About: subject, Referrer: desc.Digest, PredicateType: desc.ArtifactType, Outcome: f.Code, Message: f.Message, Remedy: f.Remedy}}
@@ -294,7 +324,7 @@ func (g *gatherer) legacy(ctx context.Context, subject digest.Digest, desc ocisp
 
 func (g *gatherer) readLegacy(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) ([]Said, error) {
 	if desc.Size > maxManifest {
-		return nil, fail(CodeTooLarge, "", "its manifest has %d bytes", desc.Size)
+		return nil, fail(CodeTooLarge, "attach each signature for itself", "its manifest has %d bytes", desc.Size)
 	}
 	body, err := g.src.Fetch(ctx, desc)
 	if err != nil {
@@ -324,7 +354,7 @@ func (f *Fact) settle(v *Verified, why *Failure) {
 }
 
 func (g *gatherer) fact(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) Fact {
-	f := Fact{About: subject, Referrer: desc.Digest, PredicateType: desc.Annotations[attest.AnnotationPredicate]}
+	f := Fact{About: subject, Referrer: desc.Digest, PredicateType: ClaimedPredicate(desc.Annotations)}
 	v, err := g.verify(ctx, subject, desc)
 	if err != nil {
 		f.settle(nil, failureOf(err))
@@ -332,6 +362,15 @@ func (g *gatherer) fact(ctx context.Context, subject digest.Digest, desc ocispec
 		f.settle(v, nil)
 	}
 	return f
+}
+
+// ClaimedPredicate is which predicate type the annotations of a manifest with a
+// bundle claim; of one that signs the manifest itself, that of a release.
+func ClaimedPredicate(annotations map[string]string) string {
+	if p := annotations[attest.AnnotationPredicate]; p != "" || annotations[attest.AnnotationBundleKind] != "message-signature" {
+		return p
+	}
+	return attest.PredicateSignature
 }
 
 func (g *gatherer) verify(ctx context.Context, subject digest.Digest, desc ocispec.Descriptor) (*Verified, error) {
@@ -344,7 +383,7 @@ func (g *gatherer) verify(ctx context.Context, subject digest.Digest, desc ocisp
 		}
 	}
 	if desc.Size > maxManifest {
-		return nil, fail(CodeTooLarge, "", "its manifest has %d bytes", desc.Size)
+		return nil, fail(CodeTooLarge, "attach each signature for itself", "its manifest has %d bytes", desc.Size)
 	}
 	body, err := g.src.Fetch(ctx, desc)
 	if err != nil {
@@ -377,7 +416,7 @@ func BundleLayer(manifest []byte, subject digest.Digest) (ocispec.Descriptor, er
 	}
 	switch {
 	case m.Subject == nil || m.Subject.Digest != subject:
-		return ocispec.Descriptor{}, fail(CodeSubject, "", "its manifest is not attached to %s", subject)
+		return ocispec.Descriptor{}, fail(CodeSubject, "attach it to the content it speaks of", "its manifest is not attached to %s", subject)
 	case len(m.Layers) != 1:
 		return ocispec.Descriptor{}, fail(CodeBundleInvalid, "attach one bundle a manifest", "its manifest has %d layers; a bundle's has one", len(m.Layers))
 	case !strings.HasPrefix(m.Layers[0].MediaType, bundleArtifact):

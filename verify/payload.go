@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"encoding/base64"
+	"errors"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
@@ -83,34 +84,25 @@ func Payload(raw []byte, role Role, trust *Trust, c Context, encodings ...func(p
 		}
 		return nil, fail(CodeUnknownKey, "add the signer's public key to the trust file, or sign with a key that is in it", "no key of the trust file verifies it")
 	}
-	var best error
-	for _, a := range trust.authorities {
-		if !a.issues() {
-			continue
-		}
-		var s signer
+	ids, when, err := trust.vouched(func(a *authority) (s signer, err error) {
 		if a.keyless() {
-			s, err = a.publicly(b, sgverify.WithoutArtifactUnsafe(), c)
-		} else if s, err = a.privately(content, signed, c); err == nil {
+			return a.publicly(b, sgverify.WithoutArtifactUnsafe(), c)
+		}
+		if s, err = a.privately(content, signed, c); err == nil {
 			if k, ok := content.Certificate().PublicKey.(*ecdsa.PublicKey); !ok || !verifies(k) {
 				err = fail(CodeSignature, "sign again", "its signature is not by the key of its certificate")
 			}
 		}
-		if err != nil {
-			best = closer(best, err)
-			continue
-		}
-		ids := trust.whose(a, s)
-		if len(ids) == 0 {
-			best = closer(best, unknownIdentity(a, s))
-			continue
-		}
-		return done(ids, s.time)
+		return s, err
+	})
+	if errors.Is(err, errSubject) {
+		// What it is about is the caller's to judge, and nothing else failed.
+		return nil, fail(CodeSignature, "sign again", "its signature does not verify")
 	}
-	if best == nil {
-		best = noAuthority()
+	if err != nil {
+		return nil, err
 	}
-	return nil, best
+	return done(ids, when)
 }
 
 // checkECDSA verifies with the hash that goes with the curve, or with SHA-256,

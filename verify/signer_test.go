@@ -416,7 +416,7 @@ func TestLegacyForms(t *testing.T) {
 		}
 	}
 	_, err := simpleSigning(payload, map[string]string{annotationSignature: sign(other, payload), annotationCertificate: "-----BEGIN CERTIFICATE-----"}, model, trust, here)
-	wantCode(t, err, CodeUnsupported)
+	wantCode(t, err, CodeCertificate)
 	for tag, want := range map[string]bool{
 		"sha256-" + model.Encoded() + ".sig": true, "sha256-" + model.Encoded() + ".att": true, "sha256-" + model.Encoded(): false,
 		"sha256-" + model.Encoded() + ".sbom": false, "latest": false,

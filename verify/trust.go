@@ -51,7 +51,7 @@ func roleFor(s attest.Statement) (Role, error) {
 	case attest.PredicateWithdrawal:
 		return Withdrawal, nil
 	}
-	return "", fail(CodePredicate, "", "predicate type %q has no role, so nobody is trusted to state it", s.PredicateType)
+	return "", fail(CodePredicate, "attach it as another artifact, or state what has a role: see 'assay trust --help'", "predicate type %q has no role, so nobody is trusted to state it", s.PredicateType)
 }
 
 // A Trust says who may say what, where and when. It does not change.
@@ -63,6 +63,7 @@ type Trust struct {
 	byHint      map[string]*trustedKey
 	authorities []*authority
 	timestamps  root.TrustedMaterial // who may say when
+	accounts    map[string]string    // whose each is: holders
 }
 
 // A trustedKey is a public key with the identities that sign with it.
@@ -91,6 +92,11 @@ type Identity struct {
 	// KMS is where the private half of PublicKey is kept, such as
 	// "awskms:///alias/release", for whoever signs. Verification asks no KMS.
 	KMS string `json:"kms,omitempty" yaml:"kms,omitempty"`
+
+	// Accounts are those from which the holder pushes: the opaque ids that a
+	// registry's log has ('assay access whoami' prints one's own). Who pushed a
+	// version cannot approve it.
+	Accounts []string `json:"accounts,omitempty" yaml:"accounts,omitempty"`
 
 	Roles        []Role    `json:"roles" yaml:"roles"`
 	Repositories []string  `json:"repositories" yaml:"repositories"`
@@ -241,6 +247,11 @@ func (t *Trust) readIdentity(id *Identity) error {
 	if err := checkPatterns(id.Repositories); err != nil {
 		return err
 	}
+	for _, a := range id.Accounts {
+		if !accountRE.MatchString(a) {
+			return fmt.Errorf("%q is no account: write the id that 'assay access whoami' prints, such as user:0123456789abcdef", a)
+		}
+	}
 	id.NotBefore, id.NotAfter, id.DistrustAfter = id.NotBefore.UTC(), id.NotAfter.UTC(), id.DistrustAfter.UTC()
 	if id.KMS != "" && id.PublicKey == "" {
 		return errors.New("kms needs publicKey beside it, because verification asks no KMS: 'assay keys show' prints it")
@@ -265,6 +276,10 @@ func (t *Trust) readIdentity(id *Identity) error {
 	known.identities = append(known.identities, id)
 	return nil
 }
+
+// accountRE is the form of accounts: no names, because they are in a log that
+// forgets nothing.
+var accountRE = regexp.MustCompile(`^((user|token):[0-9a-f]{16}|anonymous)$`)
 
 func (t *Trust) readCertificateIdentity(c *CertificateIdentity) error {
 	a := t.authority(c.Authority)
@@ -349,12 +364,35 @@ func (t *Trust) holders() error {
 			id.holder = said
 		}
 	}
+	t.accounts = map[string]string{}
 	for _, id := range t.file.Identities {
 		if id.holder == "" {
 			id.holder = id.ID
 		}
+		for _, a := range id.Accounts {
+			if other := t.accounts[a]; other != "" && other != id.holder {
+				return fmt.Errorf("identity %q: the account %s is also that of holder %q; one account has one holder", id.ID, a, other)
+			}
+			t.accounts[a] = id.holder
+		}
 	}
 	return nil
+}
+
+// submission is who put a version where it is, as far as the file says whose
+// accounts they are.
+func (t *Trust) submission(accounts []string) *Submission {
+	s := &Submission{}
+	for _, a := range accounts {
+		holder, known := t.accounts[a]
+		switch {
+		case !known:
+			s.Unknown = append(s.Unknown, a)
+		case !slices.Contains(s.Holders, holder):
+			s.Holders = append(s.Holders, holder)
+		}
+	}
+	return s
 }
 
 // reachable refuses a quorum that cannot mean what it says.

@@ -5,8 +5,9 @@
 //
 // What is verified: Sigstore bundles v0.1 to v0.3, signed with a key, with a
 // certificate of a private authority, or keyless (Fulcio, Rekor v1 and v2),
-// with RFC 3161 timestamps; and what cosign before version 3 attached, signed
-// with a key. Signatures of Notation are recognized and shown as unverified.
+// with RFC 3161 timestamps, over a statement or over the manifest itself; and
+// what cosign before version 3 attached, signed in the same ways. Signatures of
+// Notation are recognized and shown as unverified.
 //
 // A Verified exists only if verification succeeded: who holds one needs no
 // further check of the signature, the subject, the role or the window.
@@ -82,7 +83,7 @@ func fail(code, remedy, format string, args ...any) *Failure {
 // signer's window were checked. Only this package makes one.
 type Verified struct {
 	Statement attest.Statement
-	Payload   []byte // exactly the bytes that were signed
+	Payload   []byte // exactly the bytes that were signed; nil if those are the subject itself
 	Subject   digest.Digest
 	Identity  string // id of the signer in the trust file
 	Holder    string // whose identity it is; counts toward a quorum
@@ -122,7 +123,7 @@ type Opened struct {
 	raw     []byte
 	bundle  *bundle.Bundle
 	content sgverify.VerificationContent
-	env     *dsse.Envelope
+	env     *dsse.Envelope // nil if it signs a manifest, and no statement
 	payload []byte
 
 	// What was found out ahead: key, of the trust file whose digest trust is,
@@ -140,7 +141,7 @@ type Opened struct {
 // the bundle, which says nothing yet: a certificate may.
 func Ahead(raw []byte, trust *Trust) (o *Opened, ok bool) {
 	o, err := open(raw)
-	if err != nil || o.content.PublicKey() == nil {
+	if err != nil || o.content.PublicKey() == nil || o.env == nil {
 		return nil, false
 	}
 	if o.said, err = attest.ParseStatement(o.payload); err != nil {
@@ -178,6 +179,8 @@ func (o *Opened) Verify(subject digest.Digest, trust *Trust, c Context) (*Verifi
 		return nil, err
 	}
 	switch {
+	case o.env == nil:
+		return o.message(subject, digests, trust, signed, c)
 	case o.key != nil && o.trust == trust.Digest() && o.subject == subject:
 		return acceptStatement(o.said, o.payload, subject, o.key.identities, trust, signed, c)
 	case o.content.PublicKey() != nil:
@@ -194,7 +197,36 @@ func artifact(subject digest.Digest) ([]sgverify.ArtifactDigest, error) {
 	return []sgverify.ArtifactDigest{{Algorithm: subject.Algorithm().String(), Digest: sum}}, nil
 }
 
-// open parses a bundle that holds a statement, and checks nothing that it says.
+// message verifies a bundle whose signature is over the bytes of the manifest it
+// is attached to ("message-signature", cosign specs/BUNDLE_SPEC.md). It says
+// what `cosign sign` says in a statement: released. Which bytes were signed is
+// known by their digest alone.
+func (o *Opened) message(subject digest.Digest, digests []sgverify.ArtifactDigest, trust *Trust, signed Time, c Context) (*Verified, error) {
+	said := o.bundle.GetMessageSignature()
+	elsewhere := func() error {
+		return fail(CodeSubject, "attach it to the manifest that was signed", "it signs the content with the digest %x", said.GetMessageDigest().GetDigest())
+	}
+	if o.content.PublicKey() != nil {
+		k := trust.keyOfDigest(said.GetMessageDigest().GetDigest(), said.GetSignature())
+		switch {
+		case k == nil:
+			return nil, fail(CodeUnknownKey, "add the signer's public key to the trust file, or sign with a key that is in it", "no key of the trust file verifies it")
+		case !verifiesUnder(o.bundle, k.key, digests):
+			return nil, elsewhere()
+		}
+		return released(nil, subject, k.identities, trust, signed, c)
+	}
+	ids, when, err := trust.certifiedSigner(o.bundle, o.content, digests, signed, c)
+	if errors.Is(err, errSubject) {
+		return nil, elsewhere()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return released(nil, subject, ids, trust, when, c)
+}
+
+// open parses a bundle, and checks nothing that it says.
 func open(raw []byte) (*Opened, error) {
 	b, err := parseBundle(raw)
 	if err != nil {
@@ -203,6 +235,9 @@ func open(raw []byte) (*Opened, error) {
 	content, err := b.VerificationContent()
 	if err != nil {
 		return nil, fail(CodeBundleInvalid, "sign again with 'assay sign' or cosign v3", "%v", err)
+	}
+	if b.GetMessageSignature() != nil {
+		return &Opened{raw: raw, bundle: b, content: content}, nil
 	}
 	env, err := b.Envelope()
 	if err != nil {
@@ -320,43 +355,46 @@ func (t *Trust) keyOfMessage(message, sig []byte) *trustedKey {
 	return nil
 }
 
+// keyOfDigest returns the key of the trust file that verifies a signature of
+// what has a digest, or nil.
+func (t *Trust) keyOfDigest(sum, sig []byte) *trustedKey {
+	for _, k := range t.keys {
+		if len(sum) == hashFor(k.key).Size() && ecdsa.VerifyASN1(k.key, sum, sig) {
+			return k
+		}
+	}
+	return nil
+}
+
+// certifiedSigner verifies a bundle with a certificate, and returns whose it
+// is.
+func (t *Trust) certifiedSigner(b *bundle.Bundle, content sgverify.VerificationContent, digests []sgverify.ArtifactDigest, signed Time, c Context) ([]*Identity, Time, error) {
+	return t.vouched(func(a *authority) (s signer, err error) {
+		if a.keyless() {
+			return a.publicly(b, sgverify.WithArtifactDigests(digests), c)
+		}
+		if s, err = a.privately(content, signed, c); err == nil {
+			err = signedByCertificate(b, content, digests)
+		}
+		return s, err
+	})
+}
+
 // byCertificate verifies a bundle under each authority of the trust file that
 // issues certificates, until one has issued its.
 func byCertificate(b *bundle.Bundle, content sgverify.VerificationContent, payload []byte, subject digest.Digest, digests []sgverify.ArtifactDigest, trust *Trust, signed Time, c Context) (*Verified, error) {
-	var best error
-	for _, a := range trust.authorities {
-		if !a.issues() {
-			continue
-		}
-		var s signer
-		var err error
-		if a.keyless() {
-			s, err = a.publicly(b, sgverify.WithArtifactDigests(digests), c)
-		} else if s, err = a.privately(content, signed, c); err == nil {
-			err = signedByCertificate(b, content, digests)
-		}
-		if errors.Is(err, errSubject) {
-			st, err := attest.ParseStatement(payload)
-			if err != nil {
-				return nil, fail(CodeStatement, "sign again", "%v", err)
-			}
-			return nil, fail(CodeSubject, "attach it to the content it speaks of", "it speaks of %v", st.Subject[0].Digest)
-		}
+	ids, when, err := trust.certifiedSigner(b, content, digests, signed, c)
+	if errors.Is(err, errSubject) {
+		st, err := attest.ParseStatement(payload)
 		if err != nil {
-			best = closer(best, err)
-			continue
+			return nil, fail(CodeStatement, "sign again", "%v", err)
 		}
-		ids := trust.whose(a, s)
-		if len(ids) == 0 {
-			best = closer(best, unknownIdentity(a, s))
-			continue
-		}
-		return accept(payload, subject, ids, trust, s.time, c)
+		return nil, fail(CodeSubject, "attach it to the content it speaks of", "it speaks of %v", st.Subject[0].Digest)
 	}
-	if best == nil {
-		best = noAuthority()
+	if err != nil {
+		return nil, err
 	}
-	return nil, best
+	return accept(payload, subject, ids, trust, when, c)
 }
 
 // closer returns that of two failures which came further: to mend the other

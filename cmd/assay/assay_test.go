@@ -32,11 +32,14 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/assay-dev/assay/store"
 	"github.com/assay-dev/assay/store/badger"
+	"github.com/assay-dev/assay/verify"
+	"github.com/assay-dev/assay/verify/attest"
 	"github.com/assay-dev/assay/verify/verifytest"
 )
 
@@ -115,7 +118,7 @@ func TestStories(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
-			"certificate": certificate, "served": served, "schema": schema, "authorities": authorities,
+			"certificate": certificate, "served": served, "schema": schema, "authorities": authorities, "issue": issue, "yesterday": yesterday,
 			"wire": throughWire, "killed": killed, "random": random, "pieces": pieces,
 			"openai": talk, "stop-openai": silence, "openai-fault": talkWrong, "questions": questions,
 		},
@@ -320,26 +323,70 @@ func certificate(ts *testscript.TestScript, neg bool, args []string) {
 	write("tls.key", "PRIVATE KEY", der)
 }
 
-// authorities starts a timestamp authority and a Fulcio on this machine: the
-// variables TSA and FULCIO are their addresses; tsa.pem and tsa.json are what
-// a trust file and cosign name the first by, fulcio.json is a trusted root of
-// both, and token.jwt an identity token for ci@acme.example.
+// authorities starts a timestamp authority, a Fulcio and a Rekor on this
+// machine: the variables TSA, FULCIO and REKOR are their addresses; tsa.pem and
+// tsa.json are what a trust file and cosign name the first by, fulcio.json is a
+// trusted root of the first two, and sigstore.json of all; the Fulcio's
+// certificates are in a certificate transparency log that both name. token.jwt
+// is an identity token for ci@acme.example.
 func authorities(ts *testscript.TestScript, neg bool, args []string) {
 	t := storyT{ts: ts}
 	now := time.Now()
-	tsa := verifytest.NewTSA(t, now, now.Add(-time.Hour), now.Add(time.Hour))
+	tsa := verifytest.NewTSA(t, time.Time{}, now.Add(-time.Hour), now.Add(time.Hour))
 	ca := verifytest.NewCA(t, now.Add(-time.Hour), now.Add(time.Hour))
-	for name, h := range map[string]http.Handler{"TSA": tsa, "FULCIO": ca.Fulcio(t, "ci@acme.example", "https://issuer.example")} {
+	ca.CT = verifytest.NewCT(t)
+	rekor := verifytest.NewRekor(t, time.Time{})
+	for name, h := range map[string]http.Handler{"TSA": tsa, "FULCIO": ca.Fulcio(t, "ci@acme.example", "https://issuer.example"), "REKOR": rekor} {
 		s := httptest.NewServer(h)
 		ts.Defer(s.Close)
 		ts.Setenv(name, s.URL)
 	}
 	for name, content := range map[string]string{
-		"tsa.pem": tsa.PEM(), "tsa.json": tsa.TrustedRoot(t), "fulcio.json": ca.TrustedRoot(t, tsa),
+		"tsa.pem": tsa.PEM(), "tsa.json": tsa.TrustedRoot(t), "fulcio.json": ca.TrustedRoot(t, tsa), "sigstore.json": ca.TrustedRoot(t, tsa, rekor),
 		"token.jwt": verifytest.IdentityToken("ci@acme.example", "https://issuer.example"),
 	} {
 		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(content), 0o600))
 	}
+}
+
+// issue PUBLICKEY SAN NAME makes a private authority that certifies a key:
+// NAME.crt is the certificate, NAME.chain the authority's, and NAME.root its
+// root alone, as a trust file names it.
+func issue(ts *testscript.TestScript, neg bool, args []string) {
+	t := storyT{ts: ts}
+	now := time.Now()
+	ca := verifytest.NewCA(t, now.Add(-time.Hour), now.Add(time.Hour))
+	block, _ := pem.Decode([]byte(ts.ReadFile(args[0])))
+	if block == nil {
+		ts.Fatalf("%s is no key", args[0])
+	}
+	public, err := x509.ParsePKIXPublicKey(block.Bytes)
+	ts.Check(err)
+	const end = "-----END CERTIFICATE-----\n"
+	leaf, intermediate, ok := strings.Cut(ca.Certify(t, public, args[1], now.Add(-time.Minute), now.Add(time.Hour)), end)
+	if !ok {
+		ts.Fatalf("the authority issued nothing")
+	}
+	for suffix, content := range map[string]string{".crt": leaf + end, ".chain": intermediate + ca.Root(), ".root": ca.Root()} {
+		ts.Check(os.WriteFile(ts.MkAbs(args[2]+suffix), []byte(content), 0o600))
+	}
+}
+
+// yesterday LIST OUT makes the status list that the server would have signed a
+// day before LIST, with the server's own key.
+func yesterday(ts *testscript.TestScript, neg bool, args []string) {
+	var env dsse.Envelope
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &env))
+	payload, err := env.DecodeB64Payload()
+	ts.Check(err)
+	l, err := attest.ParseStatusList(payload)
+	ts.Check(err)
+	l.Validity.NotBefore, l.Validity.NotAfter = l.Validity.NotBefore.Add(-24*time.Hour), l.Validity.NotAfter.Add(-24*time.Hour)
+	k, err := verify.LoadKey([]byte(ts.ReadFile("data/identity/status.key")), nil)
+	ts.Check(err)
+	raw, err := verify.SignStatusList(k, l)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), raw, 0o600))
 }
 
 // storyT is a story as a testing.TB, for helpers that want one to end the test

@@ -22,6 +22,7 @@ func newPolicyCommand(g *globals) *cobra.Command {
   requireLineage: true       # verified lineage that names a dataset
   requireCertificate: true   # a certificate for the environment as it is now
   requireApprovals: 2        # persons, none of whom submitted it; 0 if left out
+  requirePusher: true        # and of whom it is known that they did not push it
   requireStatus: true        # offline: a status list that is up to date`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },

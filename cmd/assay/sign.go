@@ -150,7 +150,7 @@ contacted that flags name: timestamp authorities, a KMS, Fulcio and Rekor.
 // signModel signs the files of a model in the form of OpenSSF Model Signing.
 // Layers that are bare files are not fetched.
 func (g *globals) signModel(ctx context.Context, k *verify.Signer, repo *remote.Repository, desc ocispec.Descriptor, path string) error {
-	files, err := g.modelFiles(ctx, repo, desc)
+	files, err := g.modelFiles(ctx, repo, desc, oms.WholeFiles)
 	if err != nil {
 		return err
 	}
@@ -175,14 +175,15 @@ func (g *globals) signModel(ctx context.Context, k *verify.Signer, repo *remote.
 	return g.printSigned(signed{repo.Reference.Repository + "@" + string(desc.Digest), oms.Predicate, ref.Descriptor.Digest}, fmt.Sprintf("signed the %d files of", len(files)))
 }
 
-// modelFiles lists the files of a model with their digests; of archives, it
-// reads what is inside.
-func (g *globals) modelFiles(ctx context.Context, repo *remote.Repository, desc ocispec.Descriptor) ([]oms.File, error) {
+// modelFiles lists the files of a model with their digests; of archives, and of
+// all if they are hashed in another way than a registry does, it reads what is
+// inside.
+func (g *globals) modelFiles(ctx context.Context, repo *remote.Repository, desc ocispec.Descriptor, h oms.Hashing) ([]oms.File, error) {
 	body, err := g.fetch(ctx, repo, desc)
 	if err != nil {
 		return nil, err
 	}
-	return oms.Files(ctx, body, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+	return oms.FilesBy(ctx, body, h, func(ctx context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
 		rc, err := repo.Fetch(ctx, d)
 		if err != nil {
 			return nil, g.explain(err, "fetching "+d.Digest.String())
@@ -251,8 +252,12 @@ Predicates of ours are checked before they are signed. Certificates are made by
 				PredicateType: kind, Predicate: predicate,
 			}
 			if attest.IsOurs(kind) {
-				if _, err := attest.ParsePredicate(s); err != nil {
+				p, err := attest.ParsePredicate(s)
+				if err != nil {
 					return fmt.Errorf("%s: %w", file, err)
+				}
+				if a, ok := p.(attest.Approval); ok && a.NameHash == "" {
+					return remedy(usagef("%s: nameHash is missing: it ties the signature to a printed name (21 CFR 11.50)", file), "assay approve fills it in")
 				}
 			}
 			statement, err := attest.Marshal(s)
@@ -352,12 +357,14 @@ func newApproveCommand(g *globals) *cobra.Command {
 		Short: "Approve a model version, as a person",
 		Long: `Sign an electronic signature on a model version: who, when, with which meaning
 and why (21 CFR 11.50), bound to its digest (11.70). The person has to be
-enrolled with 'assay person enroll' and to hold the key in the trust file; the
-statement has the opaque id and a salted hash of the name.
+enrolled with 'assay person enroll' and to hold the key in the trust file. The
+statement has the opaque id and a salted hash of the name, which itself is in a
+table that can be erased; the meaning, the time and the reason it has in full.
 
 Meanings are approval, which counts where the policy requires approvals, and
-review, responsibility and authorship. Who released the version or stated its
-lineage cannot approve it.`,
+review, responsibility and authorship. Who released the version, stated its
+lineage, or pushed it from an account that the trust file says is theirs,
+cannot approve it.`,
 		Example: `  assay approve --key ann.key --person ann --reason "validated, report 17" credit/scorer:1.4.0`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -389,7 +396,7 @@ lineage cannot approve it.`,
 	with.addFlags(c.Flags(), verify.Approval)
 	c.Flags().StringVar(&person, "person", "", "your opaque id; the holder of the key in the trust file")
 	c.Flags().StringVar(&meaning, "meaning", attest.MeaningApproval, "what the signature means: review, approval, responsibility or authorship")
-	c.Flags().StringVar(&reason, "reason", "", "why")
+	c.Flags().StringVar(&reason, "reason", "", "why; it is signed as it is and cannot be erased, so without names")
 	c.MarkFlagRequired("person")
 	c.MarkFlagRequired("reason")
 	return c

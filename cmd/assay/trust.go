@@ -39,6 +39,8 @@ func newTrustCommand(g *globals) *cobra.Command {
       -----BEGIN PUBLIC KEY-----
       …
     kms: awskms:///alias/rel   # where the private half is; for people
+    accounts: ["user:0123456789abcdef"]   # which the holder pushes from: see
+                               # 'assay access whoami'; a pusher cannot approve
     roles: [release]           # release provenance conformance deployment
                                # approval withdrawal
     repositories: ["credit/**"]
@@ -333,7 +335,10 @@ func newTrustShowCommand(g *globals) *cobra.Command {
 				for _, id := range t.Identities() {
 					known := "key"
 					if c := id.Certificate; c != nil {
-						known = c.Authority + ": " + cmp.Or(c.SAN, c.SANPattern)
+						known = c.Authority + ": " + cmp.Or(c.SAN, c.SANPattern, c.Subject)
+					}
+					if len(id.Accounts) > 0 {
+						known += ", pushes as " + strings.Join(id.Accounts, " ")
 					}
 					rows = append(rows, []string{id.ID, known, fmt.Sprint(id.Roles), strings.Join(id.Repositories, " "), window(id)})
 				}

@@ -28,7 +28,8 @@ an Assay server.
 
 With --oms it checks instead a signature of OpenSSF Model Signing (model.sig) over
 the files of the version: the digests in the manifest are compared, and only
-archives are fetched.
+archives are fetched. If it signs pieces of files, or by BLAKE2b or BLAKE3, all
+files are.
 
 The exit status is 0 if a release signature verifies, 3 if not.`,
 		Example: `  assay verify --trust trust.yaml credit/scorer:1.4.0
@@ -95,10 +96,12 @@ func (g *globals) verifyModel(cmd *cobra.Command, ref, trustFile, path string, i
 	if err != nil {
 		return err
 	}
-	files, err := g.modelFiles(cmd.Context(), repo, desc)
-	var v *oms.Verified
+	var files []oms.File
+	v, err := oms.VerifySignature(signature, trust, verify.Context{Repository: repo.Reference.Repository, Now: time.Now()})
 	if err == nil {
-		v, err = oms.Verify(signature, files, trust, verify.Context{Repository: repo.Reference.Repository, Now: time.Now()}, ignore...)
+		if files, err = g.modelFiles(cmd.Context(), repo, desc, v.Hashing); err == nil {
+			err = v.Check(files, ignore...)
+		}
 	}
 	var f *verify.Failure
 	if err != nil && !errors.As(err, &f) {
@@ -110,7 +113,7 @@ func (g *globals) verifyModel(cmd *cobra.Command, ref, trustFile, path string, i
 		Message  string        `json:"message,omitempty"`
 		Remedy   string        `json:"remedy,omitempty"`
 		Identity string        `json:"identity,omitempty"`
-		Files    int           `json:"files"`
+		Files    int           `json:"files"` // or pieces of files
 		Root     digest.Digest `json:"root,omitempty"`
 	}{Subject: repo.Reference.Repository + "@" + string(desc.Digest), Outcome: verify.OutcomeVerified, Files: len(files)}
 	if f != nil {
@@ -126,7 +129,11 @@ func (g *globals) verifyModel(cmd *cobra.Command, ref, trustFile, path string, i
 			}
 			return
 		}
-		fmt.Fprintf(w, "verified: %s signed these %d files\n", answer.Identity, answer.Files)
+		what := "files"
+		if v.Hashing.Shard > 0 {
+			what = "pieces of files"
+		}
+		fmt.Fprintf(w, "verified: %s signed these %d %s\n", answer.Identity, answer.Files, what)
 	})
 	if err == nil && f != nil {
 		err = verdict(exitDenied)

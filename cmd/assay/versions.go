@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
 	pb "github.com/assay-dev/assay/proto/assay/v1"
@@ -69,7 +68,7 @@ func newShowCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:     "show REFERENCE",
 		Short:   "Show a model version: its files, and what is signed about it",
-		Long:    "Show a model version: its number, its files, and what verification said of every statement about it when it was pushed. Of an approval: the person's id and, to auditors, the name; the meaning; the SHA-256 of the reason, which the statement has in full.",
+		Long:    "Show a model version: its number, its files, and what verification said of every statement about it when it was pushed. Of an approval: the person's id and, to auditors, the name; the meaning, the time and the reason, as they were signed.",
 		Example: "  assay show credit/scorer:1.4.0",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -106,7 +105,7 @@ func newShowCommand(g *globals) *cobra.Command {
 					}
 					fmt.Fprintln(w, strings.TrimRight(fmt.Sprintf("  %-12s %s, log leaf %d  %s", predicateName(f.PredicateType), by, f.LogIndex, cmp.Or(f.Message, aboutWhat(f))), " "))
 					if a, ok := approvalOf(f); ok {
-						fmt.Fprintf(w, "               %s %s, meaning %s, at %s, reason %s\n", a.Person, names[a.Person], a.Meaning, a.ApprovedAt.UTC().Format("2006-01-02 15:04:05Z"), reasonHash(a.Reason))
+						fmt.Fprintf(w, "               %s %s, meaning %s, at %s, reason %q\n", a.Person, names[a.Person], a.Meaning, a.ApprovedAt.UTC().Format("2006-01-02 15:04:05Z"), a.Reason)
 					}
 				}
 				if len(facts) == 0 {
@@ -145,9 +144,6 @@ func (g *globals) printedName(ctx context.Context, a attest.Approval) string {
 	}
 	return fmt.Sprintf("(%q)", p.GetName())
 }
-
-// reasonHash names a reason without repeating what people wrote.
-func reasonHash(reason string) string { return short(string(digest.FromString(reason))) }
 
 // aboutWhat says which environment a certificate or deployment is about.
 func aboutWhat(f *pb.Fact) string {

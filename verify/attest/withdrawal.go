@@ -63,8 +63,9 @@ func (w Withdrawal) Validate() error {
 	return nil
 }
 
-// An Approval is a person's signature in the sense of 21 CFR 11.50: who,
-// when, and with which meaning. The name is not here: Person is an opaque id.
+// An Approval is a person's signature in the sense of 21 CFR 11.50: who, when,
+// with which meaning, and why. The name is not here: Person is an opaque id.
+// What was signed cannot be erased, so Reason has no names in it either.
 type Approval struct {
 	Person     string    `json:"person"`
 	NameHash   string    `json:"nameHash"` // salted hash of the name in the erasable table

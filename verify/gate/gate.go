@@ -52,6 +52,11 @@ const (
 	CodeNoApproval     = "approval.missing"
 	CodeApprovalQuorum = "approval.below-quorum"
 	CodeOwnApproval    = "approval.by-submitter"
+	CodePusherApproval = "approval.by-pusher"
+
+	// Of a deny where the policy requires it, and else of an allow: who pushed
+	// the version was not compared with who approved it.
+	CodeNoPusher = "approval.pusher-unknown"
 
 	CodeNoStatus = "status.missing"
 )
@@ -71,9 +76,14 @@ type Policy struct {
 	RequireCertificate bool `json:"requireCertificate" yaml:"requireCertificate"`
 
 	// RequireApprovals is how many persons have to approve, none of whom
-	// released the version or stated its lineage; 0 is none. The trust file's
-	// quorum can ask for more.
+	// released the version, stated its lineage or pushed it; 0 is none. The
+	// trust file's quorum can ask for more.
 	RequireApprovals int `json:"requireApprovals,omitempty" yaml:"requireApprovals"`
+
+	// RequirePusher: approvals count only if it is known who pushed the version,
+	// by the trust file's accounts. Only a server knows, so that a decision
+	// without it is a deny.
+	RequirePusher bool `json:"requirePusher,omitempty" yaml:"requirePusher"`
 
 	// RequireStatus: a status list that is up to date. A server that decides
 	// itself has one.
@@ -88,8 +98,8 @@ func DefaultPolicy() Policy {
 
 // ParsePolicy reads a policy file (YAML, version 1), strictly. The first three
 // requirements have to be written down: one that was left out is an error, and
-// not an exemption. The later ones, requireApprovals and requireStatus, are
-// not required if they are left out, so that older files mean what they meant.
+// not an exemption. The later ones (requireApprovals, requirePusher and
+// requireStatus) are not required if they are left out, so that older files mean what they meant.
 func ParsePolicy(raw []byte) (Policy, error) {
 	dec := yaml.NewDecoder(bytes.NewReader(raw))
 	dec.KnownFields(true)
@@ -99,6 +109,7 @@ func ParsePolicy(raw []byte) (Policy, error) {
 		RequireLineage     *bool `yaml:"requireLineage"`
 		RequireCertificate *bool `yaml:"requireCertificate"`
 		RequireApprovals   int   `yaml:"requireApprovals"`
+		RequirePusher      bool  `yaml:"requirePusher"`
 		RequireStatus      bool  `yaml:"requireStatus"`
 	}
 	if err := dec.Decode(&f); err != nil {
@@ -117,7 +128,7 @@ func ParsePolicy(raw []byte) (Policy, error) {
 	}
 	return Policy{
 		Version: 1, RequireRelease: *f.RequireRelease, RequireLineage: *f.RequireLineage, RequireCertificate: *f.RequireCertificate,
-		RequireApprovals: f.RequireApprovals, RequireStatus: f.RequireStatus,
+		RequireApprovals: f.RequireApprovals, RequirePusher: f.RequirePusher, RequireStatus: f.RequireStatus,
 	}, nil
 }
 
@@ -378,17 +389,33 @@ func (c *court) approvals() {
 			against = append(against, Reason{CodeOwnApproval, f.Holder + " approved what they submitted themselves", "have somebody else approve it", []digest.Digest{f.Referrer}})
 			continue
 		}
+		if c.ev.Submission != nil && slices.Contains(c.ev.Submission.Holders, f.Holder) {
+			against = append(against, Reason{CodePusherApproval, f.Holder + " approved what was pushed from an account of theirs", "have somebody else approve it", []digest.Digest{f.Referrer}})
+			continue
+		}
 		if !slices.Contains(persons, f.Holder) {
 			persons, referrers = append(persons, f.Holder), append(referrers, f.Referrer)
 		}
 	}
-	if len(persons) >= need {
+	unknown := c.pusherUnknown()
+	if len(persons) >= need && (unknown.Code == "" || !c.p.RequirePusher) {
+		if unknown.Code != "" && c.ev.Accounts {
+			c.rest(unknown.Code, unknown.Message)
+		}
 		c.rest(CodeApproved, fmt.Sprintf("approved by %s (%d required)", strings.Join(persons, ", "), need), referrers...)
 		return
 	}
 	if c.q.BreakGlass {
 		c.broken = true
-		c.rest(CodeBreakGlass, fmt.Sprintf("BREAK GLASS: %d of %d approvals are there", len(persons), need), referrers...)
+		message := fmt.Sprintf("BREAK GLASS: %d of %d approvals are there", len(persons), need)
+		if len(persons) >= need {
+			message += ", and " + unknown.Message
+		}
+		c.rest(CodeBreakGlass, message, referrers...)
+		return
+	}
+	if len(persons) >= need {
+		c.deny(unknown.Code, unknown.Remedy, unknown.Message)
 		return
 	}
 	remedy := "assay approve --key approver.key --person ID --reason TEXT " + c.reference()
@@ -399,6 +426,21 @@ func (c *court) approvals() {
 	}
 	c.failed(attest.PredicateApproval)
 	c.deny(CodeNoApproval, remedy, fmt.Sprintf("no approval verifies, and %d are required", need))
+}
+
+// pusherUnknown is why nobody can tell whether who pushed the version is
+// another person than who approved it; no code if it is known.
+func (c *court) pusherUnknown() Reason {
+	switch s := c.ev.Submission; {
+	case s == nil:
+		return Reason{CodeNoPusher, "who pushed it is in the log of the server alone, so it was not compared with who approved it", "ask the server: assay gate without --offline and --layout", nil}
+	case len(s.Unknown) > 0:
+		return Reason{CodeNoPusher, "it was pushed from " + strings.Join(s.Unknown, ", ") + ", which is nobody's account in the trust file",
+			"write the account under accounts of its holder in the trust file", nil}
+	case len(s.Holders) == 0:
+		return Reason{CodeNoPusher, "the server does not know who pushed it", "push it to this repository", nil}
+	}
+	return Reason{}
 }
 
 // recalls: what was withdrawn, by a statement that is there or by the status

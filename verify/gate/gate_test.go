@@ -209,6 +209,33 @@ func TestEveryReason(t *testing.T) {
 			r.state(verify.Provenance, model, lineage(true))
 			r.state(verify.Withdrawal, parent, attest.Withdrawal{Reason: "recall", WithdrawnAt: now, StatedBy: "risk"})
 		}, nil, now, CodeAncestorRecalled},
+		"released, and another subject": {func(r *record) {
+			s, err := attest.Marshal(attest.Statement{Type: attest.StatementTypeV1, Subject: []attest.Resource{{Digest: attest.Digests(parent)}}, PredicateType: attest.PredicateSignature, Predicate: json.RawMessage("{}")})
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			r.attach(verify.Release, model, s, attest.PredicateSignature)
+		}, nil, now, verify.CodeSubject},
+		"released outside the window": {func(r *record) {
+			raw, err := json.Marshal(r.trust)
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			var file map[string]any
+			if err := json.Unmarshal(raw, &file); err != nil {
+				r.t.Fatal(err)
+			}
+			for _, id := range file["identities"].([]any) {
+				id.(map[string]any)["notAfter"] = now.Add(-day)
+			}
+			if raw, err = json.Marshal(file); err != nil {
+				r.t.Fatal(err)
+			}
+			if r.trust, err = verify.ParseTrust(raw); err != nil {
+				r.t.Fatal(err)
+			}
+			r.release(verify.Release)
+		}, nil, now, verify.CodeWindow},
 		"another model":     {func(*record) {}, func(q *Question) { q.Model = parent }, now, CodeIncomplete},
 		"nobody is trusted": {func(r *record) { r.trust = verify.NoTrust() }, nil, now, CodeNoTrust},
 	} {
@@ -223,8 +250,8 @@ func TestEveryReason(t *testing.T) {
 			t.Errorf("%s: allow %v, reasons %v; want %s", name, d.Allow, codes(d), tc.want)
 		}
 		for _, x := range d.Reasons {
-			if x.Message == "" {
-				t.Errorf("%s: reason %s says nothing", name, x.Code)
+			if x.Message == "" || x.Remedy == "" {
+				t.Errorf("%s: reason %s says %q, and what would change it is %q", name, x.Code, x.Message, x.Remedy)
 			}
 		}
 	}
@@ -378,6 +405,104 @@ func TestSubmitterCannotApprove(t *testing.T) {
 	}
 }
 
+// A pushed record knows from which accounts the model came.
+type pushed struct {
+	*record
+	accounts []string
+}
+
+func (p pushed) Submitters(context.Context, digest.Digest) ([]string, error) { return p.accounts, nil }
+
+// Who pushed the version cannot approve it, where the trust file says whose the
+// account is; and where that is not known, it is said, or denied if the policy
+// says so.
+func TestPusherCannotApprove(t *testing.T) {
+	r, _ := complete(t)
+	second := r.second(verify.Approval, "")
+	const anns, bobs, nobodys = "user:00000000000000aa", "token:00000000000000bb", "user:00000000000000cc"
+	plain := r.trust
+	named := func() *verify.Trust {
+		raw, err := json.Marshal(plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var file map[string]any
+		if err := json.Unmarshal(raw, &file); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range file["identities"].([]any) {
+			switch m := id.(map[string]any); m["id"] {
+			case "approval-team":
+				m["accounts"] = []string{anns}
+			case "second":
+				m["accounts"] = []string{bobs}
+			}
+		}
+		if raw, err = json.Marshal(file); err != nil {
+			t.Fatal(err)
+		}
+		trust, err := verify.ParseTrust(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return trust
+	}()
+	approve := func(person string) {
+		r.state(verify.Approval, model, attest.Approval{Person: person, NameHash: "ab", Meaning: "approval", Reason: "ok", ApprovedAt: now})
+	}
+	approve("approval-team")
+	one, strict := DefaultPolicy(), DefaultPolicy()
+	one.RequireApprovals, strict.RequireApprovals, strict.RequirePusher = 1, 1, true
+	ask := func(trust *verify.Trust, src verify.Source, p Policy, breakGlass bool) Decision {
+		ev, err := verify.Gather(t.Context(), src, model, verify.GatherOptions{Trust: trust, Repository: "credit/scorer", Now: now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Decide(p, ev, Question{Model: model, Repository: "credit/scorer", Environment: "prod", EnvironmentDocument: env, Now: now, BreakGlass: breakGlass})
+	}
+	allow := []string{CodeReleased, CodeTraced, CodeCertified, CodeApproved}
+	unsure := []string{CodeReleased, CodeTraced, CodeCertified, CodeNoPusher, CodeApproved}
+	for name, tc := range map[string]struct {
+		trust    *verify.Trust
+		src      verify.Source
+		p        Policy
+		allowed  bool
+		want     []string
+		remedied string
+	}{
+		"pushed by the approver":                {named, pushed{r, []string{anns}}, one, false, []string{CodePusherApproval, CodeNoApproval}, "somebody else"},
+		"pushed by the approver, asked for":     {named, pushed{r, []string{anns}}, strict, false, []string{CodePusherApproval, CodeNoApproval}, "somebody else"},
+		"tagged by the approver":                {named, pushed{r, []string{bobs, anns}}, one, false, []string{CodePusherApproval, CodeNoApproval}, "somebody else"},
+		"pushed by another":                     {named, pushed{r, []string{bobs}}, one, true, allow, ""},
+		"pushed by another, asked for":          {named, pushed{r, []string{bobs}}, strict, true, allow, ""},
+		"pushed by nobody known":                {named, pushed{r, []string{nobodys}}, one, true, unsure, ""},
+		"pushed by nobody known, asked for":     {named, pushed{r, []string{nobodys}}, strict, false, []string{CodeNoPusher}, "under accounts"},
+		"pushed by one known and one not":       {named, pushed{r, []string{bobs, nobodys}}, strict, false, []string{CodeNoPusher}, "under accounts"},
+		"the source does not know":              {named, r, one, true, unsure, ""},
+		"the source does not know, asked for":   {named, r, strict, false, []string{CodeNoPusher}, "--offline"},
+		"no manifest there":                     {named, pushed{r, nil}, strict, false, []string{CodeNoPusher}, "push it"},
+		"a trust file without accounts":         {plain, pushed{r, []string{anns}}, one, true, allow, ""},
+		"a trust file without, asked for":       {plain, pushed{r, []string{anns}}, strict, false, []string{CodeNoPusher}, "under accounts"},
+		"neither accounts nor a source's log":   {plain, r, one, true, allow, ""},
+		"no approvals are required, nor pusher": {named, r, DefaultPolicy(), true, allow[:3], ""},
+	} {
+		d := ask(tc.trust, tc.src, tc.p, false)
+		if d.Allow != tc.allowed || !slices.Equal(codes(d), tc.want) {
+			t.Errorf("%s: allow %v, %v, want %v", name, d.Allow, codes(d), tc.want)
+		}
+		if !tc.allowed && !strings.Contains(d.Reasons[0].Remedy, tc.remedied) {
+			t.Errorf("%s: its remedy is %q", name, d.Reasons[0].Remedy)
+		}
+	}
+	if d := ask(named, pushed{r, []string{nobodys}}, strict, true); !d.Allow || !d.BreakGlass || !strings.Contains(d.Reasons[3].Message, nobodys) {
+		t.Errorf("the glass is broken: %+v", d)
+	}
+	r.with(verify.Approval, second, func() { approve("second") })
+	if d := ask(named, pushed{r, []string{anns}}, strict, false); !d.Allow {
+		t.Errorf("somebody else has approved it as well: %v", codes(d))
+	}
+}
+
 // A status list takes effect within its life, and beyond it nothing does.
 func TestStatusList(t *testing.T) {
 	r, cert := complete(t)
@@ -405,6 +530,8 @@ func TestStatusList(t *testing.T) {
 		"the last moment":           {strict, list(), now.Add(time.Hour - time.Nanosecond), ""},
 		"out of date":               {strict, list(), now.Add(time.Hour), verify.CodeStatusStale},
 		"out of date, not required": {DefaultPolicy(), list(), now.Add(2 * time.Hour), verify.CodeStatusStale},
+		"revoked, in a stale list":  {DefaultPolicy(), list(cert), now.Add(time.Hour), verify.CodeStatusStale},
+		"revoked, all the same":     {DefaultPolicy(), list(cert), now.Add(time.Hour), CodeWithdrawn},
 		"from the future":           {strict, list(), now.Add(-2 * time.Hour), verify.CodeStatusStale},
 	} {
 		ev, err := verify.Gather(t.Context(), r, model, verify.GatherOptions{Trust: r.trust, Repository: "credit/scorer", Now: tc.at, Status: tc.status})

@@ -5,8 +5,6 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,9 +29,15 @@ const (
 	orasUnpack    = "io.deis.oras.content.unpack"
 )
 
-// Files lists the files of a model with their digests. Layers that are bare
+// Files lists the files of a model with their SHA-256. Layers that are bare
 // files are not opened; open is called for tar layers only.
 func Files(ctx context.Context, manifest []byte, open Opener) ([]File, error) {
+	return FilesBy(ctx, manifest, WholeFiles, open)
+}
+
+// FilesBy lists the files of a model as a signature hashed them. Unless that is
+// [WholeFiles], all layers are opened and read.
+func FilesBy(ctx context.Context, manifest []byte, h Hashing, open Opener) ([]File, error) {
 	var m ocispec.Manifest
 	if err := json.Unmarshal(manifest, &m); err != nil {
 		return nil, fail(verify.CodeUnreadable, "", "the manifest does not parse: %v", err)
@@ -45,7 +49,7 @@ func Files(ctx context.Context, manifest []byte, open Opener) ([]File, error) {
 			name = l.Annotations[modelPackFile]
 		}
 		if isTar(l) {
-			inside, err := tarFiles(ctx, l, open)
+			inside, err := tarFiles(ctx, l, h, maxResources-len(files), open)
 			if err != nil {
 				return nil, fmt.Errorf("layer %d: %w", i+1, err)
 			}
@@ -54,10 +58,17 @@ func Files(ctx context.Context, manifest []byte, open Opener) ([]File, error) {
 			switch {
 			case name == "":
 				return nil, fail(CodeUnsupported, "push with names: assay push, oras push", "layer %d has no name", i+1)
+			case h != WholeFiles:
+				list, err := bareFile(ctx, l, name, h, maxResources-len(files), open)
+				if err != nil {
+					return nil, fmt.Errorf("layer %d: %w", i+1, err)
+				}
+				files = append(files, list...)
 			case l.Digest.Algorithm() != digest.SHA256:
 				return nil, fail(CodeUnsupported, "push with sha256 digests", "%s has a %s digest", name, l.Digest.Algorithm())
+			default:
+				files = append(files, File{name, l.Digest.Encoded()})
 			}
-			files = append(files, File{name, l.Digest.Encoded()})
 		}
 		if len(files) > maxResources {
 			return nil, fail(verify.CodeTooLarge, "", "the model has more than %d files", maxResources)
@@ -67,6 +78,20 @@ func Files(ctx context.Context, manifest []byte, open Opener) ([]File, error) {
 		return nil, fail(CodeUnsupported, "name a model, not an index of some", "the manifest names no files")
 	}
 	return files, nil
+}
+
+// bareFile hashes a layer that is a bare file.
+func bareFile(ctx context.Context, l ocispec.Descriptor, name string, h Hashing, room int, open Opener) ([]File, error) {
+	rc, err := open(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	list, err := h.sum(name, rc, room)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", name, err)
+	}
+	return list, nil
 }
 
 // isTar reports whether a layer is an archive of files rather than one. ORAS
@@ -83,7 +108,7 @@ func isTar(l ocispec.Descriptor) bool {
 }
 
 // tarFiles hashes the files in a tar layer while it streams by.
-func tarFiles(ctx context.Context, l ocispec.Descriptor, open Opener) ([]File, error) {
+func tarFiles(ctx context.Context, l ocispec.Descriptor, h Hashing, room int, open Opener) ([]File, error) {
 	rc, err := open(ctx, l)
 	if err != nil {
 		return nil, err
@@ -91,18 +116,18 @@ func tarFiles(ctx context.Context, l ocispec.Descriptor, open Opener) ([]File, e
 	defer rc.Close()
 	buffered := bufio.NewReaderSize(rc, 1<<16)
 	var r io.Reader = buffered
-	switch head, _ := buffered.Peek(4); {
-	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
+	switch magic, _ := buffered.Peek(4); {
+	case len(magic) >= 2 && magic[0] == 0x1f && magic[1] == 0x8b:
 		if r, err = gzip.NewReader(buffered); err != nil {
 			return nil, err
 		}
-	case len(head) == 4 && string(head) == "\x28\xb5\x2f\xfd":
+	case len(magic) == 4 && string(magic) == "\x28\xb5\x2f\xfd":
 		return nil, fail(CodeUnsupported, "push it as a bare file, or as tar or gzip", "a layer is compressed with zstd")
 	}
 	tr := tar.NewReader(r)
 	var files []File
 	for {
-		h, err := tr.Next()
+		head, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			return files, nil
 		}
@@ -112,20 +137,20 @@ func tarFiles(ctx context.Context, l ocispec.Descriptor, open Opener) ([]File, e
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		switch h.Typeflag {
+		switch head.Typeflag {
 		case tar.TypeReg:
 		case tar.TypeDir, tar.TypeXGlobalHeader:
 			continue
 		default:
 			// A link stands for content that has another name.
-			return nil, fail(CodeUnsupported, "pack files, and no links", "%s is neither a file nor a folder", h.Name)
+			return nil, fail(CodeUnsupported, "pack files, and no links", "%s is neither a file nor a folder", head.Name)
 		}
-		hash := sha256.New()
-		if _, err := io.Copy(hash, tr); err != nil {
-			return nil, fmt.Errorf("reading %s: %w", h.Name, err)
+		list, err := h.sum(path.Clean(strings.TrimPrefix(head.Name, "./")), tr, room-len(files))
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: %w", head.Name, err)
 		}
-		if files = append(files, File{path.Clean(strings.TrimPrefix(h.Name, "./")), hex.EncodeToString(hash.Sum(nil))}); len(files) > maxResources {
-			return nil, fail(verify.CodeTooLarge, "", "the archive has more than %d files", maxResources)
+		if files = append(files, list...); len(files) > room {
+			return nil, fail(verify.CodeTooLarge, "", "the model has more than %d files", maxResources)
 		}
 	}
 }

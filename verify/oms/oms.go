@@ -4,7 +4,9 @@
 //
 // A registry has the digests of files already. Where a layer of an OCI
 // manifest is the bare file, its digest is the layer's, and the signature is
-// verified without opening a weight blob; only tar layers are read.
+// verified without opening a weight blob; only tar layers are read. That is so
+// of signatures of whole files by SHA-256; those of pieces of files (shards),
+// and by BLAKE2b and BLAKE3, have to have the files read: see [Hashing].
 package oms
 
 import (
@@ -42,7 +44,7 @@ const (
 	CodeMissing     = "oms.missing"     // a signed file is not there
 	CodeChanged     = "oms.changed"     // a file is another one than was signed
 	CodeUnsigned    = "oms.unsigned"    // a file is there that was not signed
-	CodeUnsupported = "oms.unsupported" // shards, or hashes that a registry does not have
+	CodeUnsupported = "oms.unsupported" // what cannot be compared here: hashes that a registry does not have, links, archives
 )
 
 // Bounds of what is read.
@@ -51,16 +53,17 @@ const (
 	maxName      = 4096
 )
 
-// A File is a file of a model.
+// A File is a file of a model, or a piece of one.
 type File struct {
-	Name   string // relative, with slashes
-	SHA256 string // hexadecimal
+	Name   string // relative, with slashes; of a piece "path:start:end"
+	Digest string // hexadecimal; by SHA-256, unless a [Hashing] says otherwise
 }
 
 // A Signed is a list of files that somebody signed.
 type Signed struct {
 	Version string // "1.0" or "0.2"
 	Root    digest.Digest
+	Hashing Hashing
 	Files   []File
 	Ignored []string // paths that were not signed on purpose
 }
@@ -79,11 +82,11 @@ type resource struct {
 
 type predicate struct {
 	Serialization struct {
-		Method        string   `json:"method"`
-		HashType      string   `json:"hash_type"`
-		AllowSymlinks bool     `json:"allow_symlinks"`
-		ShardSize     int64    `json:"shard_size,omitempty"`
-		IgnorePaths   []string `json:"ignore_paths,omitempty"`
+		Method        string      `json:"method"`
+		HashType      string      `json:"hash_type"`
+		AllowSymlinks bool        `json:"allow_symlinks"`
+		ShardSize     json.Number `json:"shard_size,omitempty"`
+		IgnorePaths   []string    `json:"ignore_paths,omitempty"`
 	} `json:"serialization"`
 	Resources []resource `json:"resources"`
 }
@@ -122,20 +125,20 @@ func parseV1(s attest.Statement) (*Signed, error) {
 		return nil, fail(verify.CodeStatement, signAgain, "it names no files")
 	case len(p.Resources) > maxResources:
 		return nil, fail(verify.CodeTooLarge, "", "it names %d files, at most %d are read", len(p.Resources), maxResources)
-	case p.Serialization.Method != "files":
-		return nil, fail(CodeUnsupported, "sign whole files: assay sign --oms, or model_signing without --shard_size", "it signs %q of files; a registry has the digests of whole ones", p.Serialization.Method)
-	case p.Serialization.HashType != "sha256":
-		return nil, fail(CodeUnsupported, "sign with sha256", "it has %q digests; a registry has sha256", p.Serialization.HashType)
 	}
-	out := &Signed{Version: "1.0", Ignored: p.Serialization.IgnorePaths}
+	h, err := hashingOf(p.Serialization.Method, p.Serialization.HashType, p.Serialization.ShardSize)
+	if err != nil {
+		return nil, err
+	}
+	out := &Signed{Version: "1.0", Hashing: h, Ignored: p.Serialization.IgnorePaths}
 	root := sha256.New()
 	for i, r := range p.Resources {
-		if r.Algorithm != "sha256" {
-			return nil, fail(CodeUnsupported, "sign with sha256", "resource %d has a %q digest", i+1, r.Algorithm)
+		if !h.is(r.Algorithm) {
+			return nil, fail(CodeUnsupported, "sign all files with one hash", "resource %d has a %q digest", i+1, r.Algorithm)
 		}
 		raw, err := hex.DecodeString(r.Digest)
-		if err != nil || len(raw) != sha256.Size || r.Digest != strings.ToLower(r.Digest) {
-			return nil, fail(verify.CodeStatement, signAgain, "resource %d: %q is no sha256 digest", i+1, r.Digest)
+		if err != nil || len(raw) != h.size() || r.Digest != strings.ToLower(r.Digest) {
+			return nil, fail(verify.CodeStatement, signAgain, "resource %d: %q is no %s digest", i+1, r.Digest, h.Hash)
 		}
 		root.Write(raw)
 		out.Files = append(out.Files, File{r.Name, r.Digest})
@@ -163,7 +166,7 @@ func parseV02(payload []byte) (*Signed, error) {
 	if err := json.Unmarshal(payload, &s); err != nil {
 		return nil, fail(verify.CodeStatement, signAgain, "%v", err)
 	}
-	out := &Signed{Version: "0.2"}
+	out := &Signed{Version: "0.2", Hashing: WholeFiles}
 	root := sha256.New()
 	for i, f := range s.Subject {
 		if how := f.Annotations["actual_hash_algorithm"]; how != "file-sha256" {
@@ -185,46 +188,62 @@ var drive = regexp.MustCompile(`^[A-Za-z]:`)
 // checkNames refuses what could name a file outside of the model, or one file
 // twice.
 func (s *Signed) checkNames() error {
-	seen := map[string]bool{}
+	seen, alone := map[string]bool{}, s.alone()
 	for _, f := range s.Files {
-		n := f.Name
+		n, ok := s.Hashing.path(f.Name)
 		switch {
-		case n == "." && len(s.Files) == 1: // the model is one file
+		case !ok:
+			return fail(verify.CodeStatement, signAgain, "%q names no piece of a file of %d bytes", f.Name, s.Hashing.Shard)
+		case n == "." && alone: // the model is one file
 		case n == "" || len(n) > maxName || !utf8.ValidString(n) || strings.ContainsAny(n, "\x00\\") || drive.MatchString(n),
 			path.IsAbs(n) || path.Clean(n) != n || n == "." || n == ".." || strings.HasPrefix(n, "../"):
 			return fail(verify.CodeStatement, signAgain, "%q is no name of a file of the model", n)
-		case seen[n]:
-			return fail(verify.CodeStatement, signAgain, "%q is named twice", n)
 		}
-		seen[n] = true
+		if seen[f.Name] {
+			return fail(verify.CodeStatement, signAgain, "%q is named twice", f.Name)
+		}
+		seen[f.Name] = true
 	}
 	return nil
 }
 
-// Check compares the list with the files of a model: all that were signed are
-// there as they were, and nothing else is. Files under the paths in ignore, and
-// under those that the signer ignored, may be there besides.
+// alone reports whether all that was signed is of one file without a name.
+func (s *Signed) alone() bool {
+	return !slices.ContainsFunc(s.Files, func(f File) bool { n, _ := s.Hashing.path(f.Name); return n != "." })
+}
+
+// Check compares the list with the files of a model, hashed as the signature
+// says: all that were signed are there as they were, and nothing else is. Files
+// under the paths in ignore, and under those that the signer ignored, may be
+// there besides; and, of a signature of pieces, files without any bytes, which
+// have none.
 func (s *Signed) Check(files []File, ignore ...string) error {
 	ignored := slices.Concat(ignore, s.Ignored, defaultIgnored)
-	isIgnored := func(name string) bool {
+	isIgnored := func(f File) bool {
+		name, _ := s.Hashing.path(f.Name)
 		return slices.ContainsFunc(ignored, func(p string) bool { return name == p || strings.HasPrefix(name, p+"/") })
 	}
 	have := map[string]string{}
 	for _, f := range files {
-		if old, ok := have[f.Name]; ok && old != f.SHA256 {
+		if old, ok := have[f.Name]; ok && old != f.Digest {
 			return fail(CodeChanged, "", "the model has two files of the name %q", f.Name)
 		}
-		have[f.Name] = f.SHA256
+		have[f.Name] = f.Digest
 	}
-	if len(s.Files) == 1 && s.Files[0].Name == "." {
-		files = slices.DeleteFunc(slices.Clone(files), func(f File) bool { return isIgnored(f.Name) })
-		if len(files) != 1 {
-			return fail(CodeUnsigned, signAgain, "it signs a single file, and the model has %d", len(files))
+	if len(s.Files) > 0 && s.alone() {
+		// Whatever its one file is called.
+		files = slices.DeleteFunc(slices.Clone(files), isIgnored)
+		have = map[string]string{}
+		names := map[string]bool{}
+		for i, f := range files {
+			name, _ := s.Hashing.path(f.Name)
+			names[name] = true
+			files[i].Name = "." + strings.TrimPrefix(f.Name, name)
+			have[files[i].Name] = f.Digest
 		}
-		if files[0].SHA256 != s.Files[0].SHA256 {
-			return fail(CodeChanged, signAgain, "%s is another file than was signed", files[0].Name)
+		if len(names) != 1 {
+			return fail(CodeUnsigned, signAgain, "it signs a single file, and the model has %d", len(names))
 		}
-		return nil
 	}
 	signed := map[string]bool{}
 	for _, f := range s.Files {
@@ -232,13 +251,13 @@ func (s *Signed) Check(files []File, ignore ...string) error {
 		switch {
 		case !ok:
 			return fail(CodeMissing, "push the whole model", "%s was signed and is not there", f.Name)
-		case got != f.SHA256:
+		case got != f.Digest:
 			return fail(CodeChanged, signAgain, "%s is another file than was signed", f.Name)
 		}
 		signed[f.Name] = true
 	}
 	for _, f := range files {
-		if !signed[f.Name] && !isIgnored(f.Name) {
+		if !signed[f.Name] && !isIgnored(f) {
 			return fail(CodeUnsigned, signAgain, "%s is there and was not signed", f.Name)
 		}
 	}
@@ -248,12 +267,16 @@ func (s *Signed) Check(files []File, ignore ...string) error {
 // defaultIgnored are what the reference tool leaves out, at the top level.
 var defaultIgnored = []string{".git", ".gitignore", ".gitattributes", ".github", SignatureFile}
 
-// Verify verifies a signature over the files of a model. Its signer needs the
-// role release. The error is always a *[verify.Failure].
+// Verify verifies a signature over the files of a model, by their SHA-256. Its
+// signer needs the role release. The error is always a *[verify.Failure].
 func Verify(raw []byte, files []File, trust *verify.Trust, c verify.Context, ignore ...string) (*Verified, error) {
 	v, err := VerifySignature(raw, trust, c)
 	if err != nil {
 		return nil, err
+	}
+	if v.Hashing != WholeFiles {
+		return nil, fail(CodeUnsupported, "check it with 'assay verify --oms', which reads the files; or sign whole files with sha256: assay sign --oms",
+			"it signs %s, for which the files would have to be read", v.Hashing)
 	}
 	return v, v.Check(files, ignore...)
 }
@@ -359,17 +382,17 @@ func Statement(name string, files []File) ([]byte, error) {
 	p.Serialization.Method, p.Serialization.HashType = "files", "sha256"
 	p.Serialization.IgnorePaths = defaultIgnored
 	root := sha256.New()
-	s := &Signed{}
+	s := &Signed{Hashing: WholeFiles}
 	for _, f := range files {
 		if slices.Contains(defaultIgnored, strings.SplitN(f.Name, "/", 2)[0]) {
 			continue
 		}
-		raw, err := hex.DecodeString(f.SHA256)
+		raw, err := hex.DecodeString(f.Digest)
 		if err != nil || len(raw) != sha256.Size {
-			return nil, fmt.Errorf("%s: %q is no sha256 digest", f.Name, f.SHA256)
+			return nil, fmt.Errorf("%s: %q is no sha256 digest", f.Name, f.Digest)
 		}
 		root.Write(raw)
-		p.Resources = append(p.Resources, resource{f.Name, "sha256", f.SHA256})
+		p.Resources = append(p.Resources, resource{f.Name, "sha256", f.Digest})
 		s.Files = append(s.Files, f)
 	}
 	if err := s.checkNames(); err != nil {

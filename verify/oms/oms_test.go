@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -159,7 +160,7 @@ func TestHistory(t *testing.T) {
 		code("with one more file", append(slices.Clone(files), File{"extra", strings.Repeat("0", 64)}), CodeUnsigned)
 		changed := slices.Clone(files)
 		i := slices.IndexFunc(changed, func(f File) bool { return f.Name == "signme-1" })
-		changed[i].SHA256 = strings.Repeat("0", 64)
+		changed[i].Digest = strings.Repeat("0", 64)
 		if single {
 			changed = changed[i : i+1]
 		}
@@ -272,7 +273,7 @@ func TestStatementAndVerify(t *testing.T) {
 		t.Error("a model without files was signed")
 	}
 	for _, name := range []string{"../x", "/x", "a/../x", "a//x", "", "..", `a\b`, "C:/x", "a\x00b"} {
-		if _, err := Statement("m", []File{{name, files[0].SHA256}, files[1]}); err == nil {
+		if _, err := Statement("m", []File{{name, files[0].Digest}, files[1]}); err == nil {
 			t.Errorf("a file of the name %q was signed", name)
 		}
 	}
@@ -341,7 +342,16 @@ func TestHostilePayloads(t *testing.T) {
 		"one name twice":          {edit(func(s, p map[string]any) { one(p, 0)["name"] = "b" }), verify.CodeStatement},
 		"an unknown field":        {edit(func(s, p map[string]any) { p["unless"] = true }), verify.CodeStatement},
 		"an unknown field inside": {edit(func(s, p map[string]any) { one(p, 0)["optional"] = true }), verify.CodeStatement},
-		"shards":                  {edit(func(s, p map[string]any) { p["serialization"].(map[string]any)["method"] = "shards" }), CodeUnsupported},
+		"shards":                  {edit(func(s, p map[string]any) { p["serialization"].(map[string]any)["method"] = "shards" }), verify.CodeStatement}, // without their size
+		"shards of nothing": {edit(func(s, p map[string]any) {
+			p["serialization"] = map[string]any{"method": "shards", "hash_type": "sha256", "allow_symlinks": false, "shard_size": 0}
+		}), verify.CodeStatement},
+		"shards of halves": {edit(func(s, p map[string]any) {
+			p["serialization"] = map[string]any{"method": "shards", "hash_type": "sha256", "allow_symlinks": false, "shard_size": 8.5}
+		}), verify.CodeStatement},
+		"files with a shard size": {edit(func(s, p map[string]any) { p["serialization"].(map[string]any)["shard_size"] = 8 }), verify.CodeStatement},
+		"another method":          {edit(func(s, p map[string]any) { p["serialization"].(map[string]any)["method"] = "trees" }), CodeUnsupported},
+		"another hash":            {edit(func(s, p map[string]any) { p["serialization"].(map[string]any)["hash_type"] = "md5" }), CodeUnsupported},
 		"blake":                   {edit(func(s, p map[string]any) { p["serialization"].(map[string]any)["hash_type"] = "blake2b" }), CodeUnsupported},
 		"a mixed hash":            {edit(func(s, p map[string]any) { one(p, 0)["algorithm"] = "blake3" }), CodeUnsupported},
 		"another predicate":       {edit(func(s, p map[string]any) { s["predicateType"] = "https://example.com/x" }), verify.CodePredicate},
@@ -505,12 +515,291 @@ func TestPythonBytes(t *testing.T) {
 	}
 }
 
+// signedBy is the statement of the reference tool over the files of a model,
+// hashed in some way.
+func signedBy(t testing.TB, h Hashing, files []File, algorithm string) []byte {
+	t.Helper()
+	root := sha256.New()
+	var resources []any
+	for _, f := range files {
+		raw, err := hex.DecodeString(f.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		root.Write(raw)
+		resources = append(resources, map[string]any{"name": f.Name, "algorithm": algorithm, "digest": f.Digest})
+	}
+	serialization := map[string]any{"method": "files", "hash_type": h.Hash, "allow_symlinks": false}
+	if h.Shard > 0 {
+		// Numbers become floating-point ones on the reference tool's way.
+		serialization["method"], serialization["shard_size"] = "shards", json.Number(fmt.Sprintf("%d.0", h.Shard))
+	}
+	raw, err := json.Marshal(map[string]any{
+		"_type": "https://in-toto.io/Statement/v1", "predicateType": Predicate,
+		"subject":   []any{map[string]any{"name": "m", "digest": map[string]any{"sha256": hex.EncodeToString(root.Sum(nil))}}},
+		"predicate": map[string]any{"serialization": serialization, "resources": resources},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// The hashes of the specification give what their own say of "abc", and the
+// pieces of a file are cut as the reference tool cuts them.
+func TestHashings(t *testing.T) {
+	for h, want := range map[Hashing][]File{
+		{"sha256", 0}:  {{"f", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}},
+		{"blake2b", 0}: {{"f", "ba80a53f981c4d0d6a2797b69f12f6e94c212f14685ac4b74b12bb6fdbffa2d17d87c5392aab792dc252d5de4533cc9518d38aa8dbf1925ab92386edd4009923"}},
+		{"blake3", 0}:  {{"f", "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"}},
+		{"sha256", 2}: {
+			{"f:0:2", "fb8e20fc2e4c3f248c60c39bd652f3c1347298bb977b8b4d5903b85055620603"}, // ab
+			{"f:2:3", "2e7d2c03a9507ae265ecf5b5356885a53393a2029d241394997265a1a25aefc6"}, // c
+		},
+		{"sha256", 3}: {{"f:0:3", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}},
+		{"sha256", 9}: {{"f:0:3", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}},
+	} {
+		if got, err := h.sum("f", strings.NewReader("abc"), 9); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v, want %v", h, got, err, want)
+		}
+	}
+	if got, err := (Hashing{"sha256", 2}).sum("empty", strings.NewReader(""), 9); err != nil || len(got) != 0 {
+		t.Errorf("pieces of nothing: %v, %v", got, err)
+	}
+	if _, err := (Hashing{"sha256", 1}).sum("f", strings.NewReader("abc"), 2); codeOf(err) != verify.CodeTooLarge {
+		t.Errorf("more pieces than there may be: %v", err)
+	}
+	h := Hashing{"blake3", 8}
+	for name, want := range map[string]string{
+		"a:0:8": "a", "a/b:c:8:16": "a/b:c", "a:1:2:8:9": "a:1:2", "a": "", "a:0": "", "a:0:0": "", "a:8:0": "", "a:1:8": "", "a:0:9": "", "a:00:8": "", "a:-8:0": "", ":0:8": "",
+		"a:0:99999999999999999999": "",
+	} {
+		if got, ok := h.path(name); ok != (want != "") || ok && got != want {
+			t.Errorf("%q is of %q, %v", name, got, ok)
+		}
+	}
+}
+
+// Signatures of pieces, and by other hashes, verify where the files can be
+// read: bare, and in an archive. Where they cannot, they are refused with a
+// code, and no blob is opened.
+func TestSignaturesThatNeedTheFiles(t *testing.T) {
+	k := newKey(t)
+	trust := trustOf(t, k, "release")
+	contents := map[string]string{"weights.bin": strings.Repeat("0123456789", 3), "empty": "", "config:1:2": "{}"}
+	blobs := map[digest.Digest]string{}
+	var layers []ocispec.Descriptor
+	layer := func(mediaType, data string, annotations map[string]string) {
+		d := digest.FromString(data)
+		blobs[d] = data
+		layers = append(layers, ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data)), Annotations: annotations})
+	}
+	for name, data := range contents {
+		layer("application/x-weights", data, map[string]string{ocispec.AnnotationTitle: name})
+	}
+	layer("application/vnd.oci.image.layer.v1.tar", archive(t, false, tar.Header{Name: "more/tokenizer", Typeflag: tar.TypeReg, Linkname: "tokens"}), nil)
+	contents["more/tokenizer"] = "tokens"
+	open := func(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader(blobs[d.Digest])), nil
+	}
+	body := manifest(t, layers...)
+	for _, h := range []Hashing{{"sha256", 0}, {"blake2b", 0}, {"blake3", 0}, {"sha256", 8}, {"blake2b", 7}, {"blake3", 1000}} {
+		var files []File
+		for _, name := range slices.Sorted(maps.Keys(contents)) {
+			list, err := h.sum(name, strings.NewReader(contents[name]), 1000)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, list...)
+		}
+		algorithms := []string{h.Hash}
+		if h.Shard > 0 {
+			algorithms = append(algorithms, fmt.Sprintf("%s-sharded-%d", h.Hash, h.Shard))
+		}
+		for _, algorithm := range algorithms {
+			raw, err := verify.SignStatement(t.Context(), k, signedBy(t, h, files, algorithm))
+			if err != nil {
+				t.Fatal(err)
+			}
+			v, err := VerifySignature(raw, trust, here)
+			if err != nil || v.Hashing != h {
+				t.Fatalf("%s: %+v, %v", h, v, err)
+			}
+			there, err := FilesBy(t.Context(), body, v.Hashing, open)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := v.Check(there); err != nil {
+				t.Errorf("%s: %v", h, err)
+			}
+			if h != WholeFiles {
+				if _, err := Verify(raw, files, trust, here); codeOf(err) != CodeUnsupported {
+					t.Errorf("%s, of a registry's digests: %v", h, err)
+				}
+			}
+			// One byte is another, one file more, one less.
+			for name, edit := range map[string]func(m map[string]string){
+				CodeChanged: func(m map[string]string) { m["weights.bin"] = "1" + m["weights.bin"][1:] }, CodeUnsigned: func(m map[string]string) { m["added"] = "x" },
+				CodeMissing: func(m map[string]string) { delete(m, "config:1:2") },
+			} {
+				other := maps.Clone(contents)
+				edit(other)
+				var list []File
+				for name, data := range other {
+					l, err := h.sum(name, strings.NewReader(data), 1000)
+					if err != nil {
+						t.Fatal(err)
+					}
+					list = append(list, l...)
+				}
+				if err := v.Check(list); codeOf(err) != name {
+					t.Errorf("%s: %v, want %s", h, err, name)
+				}
+			}
+			// The end of a file is cut off, or something is put behind it.
+			for data, want := range map[string]string{contents["weights.bin"][:29]: "", contents["weights.bin"] + "x": ""} {
+				other := maps.Clone(contents)
+				other["weights.bin"] = data
+				var list []File
+				for name, data := range other {
+					l, _ := h.sum(name, strings.NewReader(data), 1000)
+					list = append(list, l...)
+				}
+				if err := v.Check(list); err == nil {
+					t.Errorf("%s: %d bytes of 30 are enough (%s)", h, len(data), want)
+				}
+			}
+		}
+	}
+	// A model of one file, whatever it is called.
+	h := Hashing{"blake3", 8}
+	list, err := h.sum(".", strings.NewReader("0123456789"), 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Parse(signedBy(t, h, list, "blake3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, _ := h.sum("model:8:16", strings.NewReader("0123456789"), 9)
+	if err := s.Check(there); err != nil {
+		t.Error(err)
+	}
+	two, _ := h.sum("other", strings.NewReader("0123456789"), 9)
+	if err := s.Check(append(there, two...)); codeOf(err) != CodeUnsigned {
+		t.Errorf("two files: %v", err)
+	}
+	for i, name := range []string{"../a:0:8", "a:0:9", "a"} {
+		bad := slices.Clone(list)
+		bad[0].Name = name
+		if _, err := Parse(signedBy(t, h, bad, "blake3")); codeOf(err) != verify.CodeStatement {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+	// Many pieces of a nameless file are read in a moment.
+	many := make([]File, 20_000)
+	for i := range many {
+		many[i] = File{fmt.Sprintf(".:%d:%d", 8*i, 8*i+8), list[0].Digest}
+	}
+	began := time.Now()
+	if _, err := Parse(signedBy(t, h, many, "blake3")); err != nil || time.Since(began) > 5*time.Second {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+}
+
+// Take any field out of a published signature, or make it another: it does not
+// verify, or names the same files by the same signer.
+func TestEveryFieldOfASignatureCounts(t *testing.T) {
+	trust := referenceTrust(t)
+	dir := testdata(t, "oms-history")
+	vectors, err := filepath.Glob(filepath.Join(dir, "scripts", "tests", "*", "model.sig"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	verified := 0
+	for _, path := range vectors {
+		raw := read(t, path)
+		want, err := VerifySignature(raw, trust, here)
+		if err != nil {
+			continue // of somebody whom the trust does not name
+		}
+		verified++
+		n, refused := 0, 0
+		var doc any
+		if err := json.Unmarshal(raw, &doc); err != nil {
+			t.Fatal(err)
+		}
+		try := func(where string) {
+			n++
+			mutant, err := json.Marshal(doc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := VerifySignature(mutant, trust, here)
+			var f *verify.Failure
+			switch {
+			case err == nil && (!slices.Equal(got.Files, want.Files) || got.Root != want.Root || got.Identity != want.Identity):
+				t.Errorf("%s, %s: it names %v by %s", path, where, got.Files, got.Identity)
+			case err != nil && !errors.As(err, &f):
+				t.Errorf("%s, %s: %v has no code", path, where, err)
+			case err != nil:
+				refused++
+			}
+		}
+		var walk func(where string, v any, set func(any))
+		walk = func(where string, v any, set func(any)) {
+			others := []any{nil, "AAAA", 7, map[string]any{}, []any{}}
+			if s, ok := v.(string); ok && len(s) > 8 {
+				others = append(others, s[:len(s)/2]+map[bool]string{true: "A", false: "B"}[s[len(s)/2] != 'A']+s[len(s)/2+1:])
+			}
+			for _, o := range others {
+				set(o)
+				try(where)
+			}
+			set(v)
+			switch v := v.(type) {
+			case map[string]any:
+				for name, member := range v {
+					delete(v, name)
+					try(where + "." + name + " removed")
+					v[name] = member
+					walk(where+"."+name, member, func(x any) { v[name] = x })
+				}
+			case []any:
+				for i, item := range v {
+					walk(fmt.Sprintf("%s[%d]", where, i), item, func(x any) { v[i] = x })
+				}
+			}
+		}
+		walk("$", doc, func(x any) { doc = x })
+		if n < 50 || refused < n/2 {
+			t.Errorf("%s: of %d mutants %d were refused", path, n, refused)
+		}
+	}
+	if verified < 3 {
+		t.Errorf("%d of %d vectors verify", verified, len(vectors))
+	}
+}
+
+func codeOf(err error) string {
+	var f *verify.Failure
+	if errors.As(err, &f) {
+		return f.Code
+	}
+	return fmt.Sprint(err)
+}
+
 func FuzzParse(f *testing.F) {
 	statement, err := Statement("m", of(map[string]string{"a": "1"}))
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(statement)
+	pieces, err := Hashing{"blake3", 2}.sum("a", strings.NewReader("abc"), 9)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(signedBy(f, Hashing{"blake3", 2}, pieces, "blake3"))
 	f.Add([]byte(`{"_type":"https://in-toto.io/Statement/v1","subject":[{"name":"a","digest":{"sha256":"` + strings.Repeat("0", 64) + `"},"annotations":{"actual_hash_algorithm":"file-sha256"}}],"predicateType":"` + PredicateV02 + `","predicate":{}}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		s, err := Parse(raw)
@@ -522,11 +811,12 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		for _, x := range s.Files {
+			x.Name, _ = s.Hashing.path(x.Name)
 			if strings.Contains(x.Name, "..") && slices.Contains(strings.Split(x.Name, "/"), "..") || strings.HasPrefix(x.Name, "/") {
 				t.Errorf("it names %q", x.Name)
 			}
 		}
-		if err := s.Check(s.Files); err != nil && s.Files[0].Name != "." {
+		if err := s.Check(s.Files); err != nil && !s.alone() {
 			t.Errorf("it does not fit itself: %v", err)
 		}
 	})

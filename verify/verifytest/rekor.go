@@ -26,6 +26,7 @@ import (
 	"github.com/sigstore/rekor/pkg/generated/models"
 	"github.com/sigstore/rekor/pkg/types"
 	_ "github.com/sigstore/rekor/pkg/types/dsse/v0.0.1" // what is logged
+	_ "github.com/sigstore/rekor/pkg/types/hashedrekord/v0.0.1"
 	rekorutil "github.com/sigstore/rekor/pkg/util"
 	"github.com/sigstore/sigstore-go/pkg/root"
 	sgtlog "github.com/sigstore/sigstore-go/pkg/tlog"
@@ -46,7 +47,7 @@ const rekorOrigin = "rekor.example"
 // http.Handler it is Rekor v1 (DSSE entries) and v2 (hashedrekord entries), as
 // far as signers ask: POST of an entry.
 type Rekor struct {
-	// Now is what a log of version 1 states.
+	// Now is what a log of version 1 states; zero is the real time.
 	Now time.Time
 
 	key    *ecdsa.PrivateKey
@@ -185,7 +186,7 @@ func (l *Rekor) addV1(ctx context.Context, raw []byte) (etag string, answer []by
 	if err != nil {
 		return "", nil, err
 	}
-	at, logID, encoded, rootHash := l.Now.Unix(), hex.EncodeToString(id), base64.StdEncoding.EncodeToString(body), hex.EncodeToString(e.root[:])
+	at, logID, encoded, rootHash := orReal(l.Now).Unix(), hex.EncodeToString(id), base64.StdEncoding.EncodeToString(body), hex.EncodeToString(e.root[:])
 	promised, err := attest.Marshal(sgtlog.RekorPayload{Body: encoded, IntegratedTime: at, LogIndex: e.index, LogID: logID})
 	if err != nil {
 		return "", nil, err

@@ -10,6 +10,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -22,11 +23,16 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/digitorus/timestamp"
+	ct "github.com/google/certificate-transparency-go"
+	cttls "github.com/google/certificate-transparency-go/tls"
+	ctx509 "github.com/google/certificate-transparency-go/x509"
+	"github.com/google/certificate-transparency-go/x509util"
 	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
 	protodsse "github.com/sigstore/protobuf-specs/gen/pb-go/dsse"
@@ -58,7 +64,9 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 
 func issue(t testing.TB, template, parent *x509.Certificate, public crypto.PublicKey, by *ecdsa.PrivateKey) *x509.Certificate {
 	t.Helper()
-	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	if template.SerialNumber == nil {
+		template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, public, by)
 	if err != nil {
 		t.Fatal(err)
@@ -94,13 +102,17 @@ func pemOf(certs ...*x509.Certificate) string {
 	return b.String()
 }
 
-// A CA is a private certificate authority.
-type CA struct{ chain }
+// A CA is a private certificate authority. As a Fulcio it shows what it issues
+// to the transparency log CT, if that is set.
+type CA struct {
+	chain
+	CT *CT
+}
 
 // NewCA makes one whose own certificates are valid from a time to another.
 func NewCA(t testing.TB, from, to time.Time) *CA {
 	t.Helper()
-	return &CA{newChain(t, "private", from, to)}
+	return &CA{chain: newChain(t, "private", from, to)}
 }
 
 // Root is the root's certificate in PEM.
@@ -171,8 +183,8 @@ type TSA struct {
 	leaf   *x509.Certificate
 	signer *ecdsa.PrivateKey
 
-	// Now is what it states. Its certificates have to be valid now as well:
-	// the library beneath signs the real time beside it.
+	// Now is what it states; zero is the real time. Its certificates have to be
+	// valid now as well: the library beneath signs the real time beside it.
 	Now time.Time
 }
 
@@ -223,7 +235,7 @@ func (a *TSA) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ts := timestamp.Timestamp{
-		HashAlgorithm: req.HashAlgorithm, HashedMessage: req.HashedMessage, Time: a.Now, Nonce: req.Nonce,
+		HashAlgorithm: req.HashAlgorithm, HashedMessage: req.HashedMessage, Time: orReal(a.Now), Nonce: req.Nonce,
 		Policy: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 2}, Accuracy: time.Second,
 		AddTSACertificate: req.Certificates, Certificates: []*x509.Certificate{a.intermediate},
 	}
@@ -237,11 +249,29 @@ func (a *TSA) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Write(answer)
 }
 
+// orReal is a time, or the real one instead of zero.
+func orReal(t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Now()
+	}
+	return t
+}
+
 // RoundTrip implements http.RoundTripper: the authority without a network.
 func (a *TSA) RoundTrip(r *http.Request) (*http.Response, error) {
 	rec := httptest.NewRecorder()
 	a.ServeHTTP(rec, r)
 	return rec.Result(), nil
+}
+
+// Stamp is a timestamp of a message.
+func (a *TSA) Stamp(t testing.TB, message []byte) []byte {
+	t.Helper()
+	raw, err := clients([]*TSA{a})[0].GetTimestamp(t.Context(), message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }
 
 func clients(list []*TSA) (out []*sign.TimestampAuthority) {
@@ -375,9 +405,8 @@ func (s *Sigstore) Keyless(t testing.TB, san, issuer string, statement []byte, r
 	return raw
 }
 
-// Fulcio is the authority as a Fulcio without certificate transparency: it
-// certifies whatever key it is sent as san's, whom issuer authenticated, for
-// ten minutes.
+// Fulcio is the authority as a Fulcio: it certifies whatever key it is sent as
+// san's, whom issuer authenticated, for ten minutes.
 func (a *CA) Fulcio(t testing.TB, san, issuer string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var q struct {
@@ -401,11 +430,11 @@ func (a *CA) Fulcio(t testing.TB, san, issuer string) http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		leaf := issue(t, &x509.Certificate{
-			EmailAddresses: []string{san}, NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(9 * time.Minute),
-			KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
-			ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, 1}, Value: []byte(issuer)}},
-		}, a.intermediate, public, a.key)
+		leaf, err := a.certify(t, public, san, issuer, time.Now().Add(-time.Minute), time.Now().Add(9*time.Minute))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
 		w.Header().Set("Content-Type", "application/json")
 		json.NewEncoder(w).Encode(map[string]any{"signedCertificateEmbeddedSct": map[string]any{"chain": map[string]any{
 			"certificates": []string{pemOf(leaf), pemOf(a.intermediate), pemOf(a.root)},
@@ -413,17 +442,123 @@ func (a *CA) Fulcio(t testing.TB, san, issuer string) http.Handler {
 	})
 }
 
+// certify issues a certificate as Fulcio does.
+func (a *CA) certify(t testing.TB, public crypto.PublicKey, san, issuer string, from, to time.Time) (*x509.Certificate, error) {
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), EmailAddresses: []string{san}, NotBefore: from, NotAfter: to,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57264, 1, 1}, Value: []byte(issuer)}},
+	}
+	if a.CT != nil {
+		promise, err := a.CT.promise(t, *template, a.intermediate, public, a.key)
+		if err != nil {
+			return nil, err
+		}
+		template.ExtraExtensions = append(template.ExtraExtensions, promise)
+	}
+	return issue(t, template, a.intermediate, public, a.key), nil
+}
+
+// Keyless makes a key and certifies it as Fulcio does, from a time to another.
+func (a *CA) Keyless(t testing.TB, san, issuer string, from, to time.Time) *Certified {
+	t.Helper()
+	kp, err := sign.NewEphemeralKeypair(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := a.certify(t, kp.GetPublicKey(), san, issuer, from, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Certified{kp, [][]byte{leaf.Raw, a.intermediate.Raw}}
+}
+
+// A CT is a certificate transparency log (RFC 6962), as far as an authority
+// asks it: it promises to log a certificate before that is issued.
+type CT struct{ key *ecdsa.PrivateKey }
+
+// NewCT makes one.
+func NewCT(t testing.TB) *CT {
+	t.Helper()
+	return &CT{newKey(t)}
+}
+
+func (l *CT) id() ([sha256.Size]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(l.key.Public())
+	return sha256.Sum256(der), err
+}
+
+// promise is the extension with the signed certificate timestamp of what is
+// about to be issued from a template.
+func (l *CT) promise(t testing.TB, template x509.Certificate, issuer *x509.Certificate, public crypto.PublicKey, by *ecdsa.PrivateKey) (pkix.Extension, error) {
+	// "A Precertificate is constructed from the certificate to be issued by
+	// adding a special critical poison extension" (RFC 6962, 3.1).
+	template.ExtraExtensions = append(slices.Clone(template.ExtraExtensions), pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11129, 2, 4, 3}, Critical: true, Value: asn1.NullBytes})
+	pre := issue(t, &template, issuer, public, by)
+	var chain []*ctx509.Certificate
+	for _, c := range []*x509.Certificate{pre, issuer} {
+		parsed, err := ctx509.ParseCertificate(c.Raw)
+		if ctx509.IsFatal(err) {
+			return pkix.Extension{}, err
+		}
+		chain = append(chain, parsed)
+	}
+	id, err := l.id()
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	sct := ct.SignedCertificateTimestamp{SCTVersion: ct.V1, LogID: ct.LogID{KeyID: id}, Timestamp: uint64(time.Now().UnixMilli())}
+	leaf, err := ct.MerkleTreeLeafFromChain(chain, ct.PrecertLogEntryType, sct.Timestamp)
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	input, err := ct.SerializeSCTSignatureInput(sct, ct.LogEntry{Leaf: *leaf})
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	signed, err := cttls.CreateSignature(*l.key, cttls.SHA256, input)
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	sct.Signature = ct.DigitallySigned(signed)
+	list, err := x509util.MarshalSCTsIntoSCTList([]*ct.SignedCertificateTimestamp{&sct})
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	raw, err := cttls.Marshal(*list)
+	if err != nil {
+		return pkix.Extension{}, err
+	}
+	value, err := asn1.Marshal(raw)
+	return pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11129, 2, 4, 2}, Value: value}, err
+}
+
 // TrustedRoot is a trusted_root.json of the authority as a Fulcio, with a
-// timestamp authority and Rekor logs, and no certificate transparency.
+// timestamp authority, Rekor logs and its certificate transparency.
 func (a *CA) TrustedRoot(t testing.TB, stamps *TSA, logs ...*Rekor) string {
 	t.Helper()
 	rekor := map[string]*root.TransparencyLog{}
 	for _, l := range logs {
 		maps.Copy(rekor, l.log(t, a.root.NotBefore, a.root.NotAfter))
 	}
+	var transparency map[string]*root.TransparencyLog
+	if a.CT != nil {
+		id, err := a.CT.id()
+		if err != nil {
+			t.Fatal(err)
+		}
+		transparency = map[string]*root.TransparencyLog{hex.EncodeToString(id[:]): {
+			BaseURL: "https://ct.example", ID: id[:], ValidityPeriodStart: a.root.NotBefore, ValidityPeriodEnd: a.root.NotAfter,
+			HashFunc: crypto.SHA256, PublicKey: a.CT.key.Public(), SignatureHashFunc: crypto.SHA256,
+		}}
+	}
+	var tsas []root.TimestampingAuthority
+	if stamps != nil {
+		tsas = append(tsas, stamps.authority())
+	}
 	return trustedRoot(t, []root.CertificateAuthority{&root.FulcioCertificateAuthority{
 		Root: a.root, Intermediates: []*x509.Certificate{a.intermediate}, URI: "https://fulcio.example", ValidityPeriodStart: a.root.NotBefore, ValidityPeriodEnd: a.root.NotAfter,
-	}}, nil, []root.TimestampingAuthority{stamps.authority()}, rekor)
+	}}, transparency, tsas, rekor)
 }
 
 // IdentityToken is an unsigned OIDC token, as one reads it before Fulcio
