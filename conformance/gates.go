@@ -57,12 +57,17 @@ func measure(what string, c attest.OutputCriteria, want, got compare.Tensor) (fl
 			sum += d
 		}
 		return sum / float64(len(w)), nil
-	case attest.MeasureVariation:
+	case attest.MeasureVariation, attest.MeasureHellinger, attest.MeasureJS, attest.MeasureKL:
 		d, err := compare.Probabilities(w, g, 1e-3)
-		return d.Variation, err
+		return map[string]float64{
+			attest.MeasureVariation: d.Variation, attest.MeasureHellinger: d.Hellinger, attest.MeasureJS: d.JS, attest.MeasureKL: d.KL,
+		}[what], err
 	case attest.MeasureCosine:
 		e, err := compare.Embeddings(w, g)
 		return 1 - e.Cosine, err
+	case attest.MeasureNorm:
+		e, err := compare.Embeddings(w, g)
+		return math.Abs(e.Norm - 1), err
 	}
 	return 0, fmt.Errorf("measure %q is unknown", what)
 }
@@ -101,6 +106,10 @@ func (j *judge) gates() error {
 		exact(1, &numerics, "noise probes without an answer", r.Probes.Failed, r.Probes.Planned)
 	}
 	for _, n := range j.numerics {
+		if e := n.embeddings; e != nil {
+			exact(1, &numerics, "embeddings of "+n.summary.Output+" over their tolerance", e.summary.Exceeding, e.summary.Vectors)
+			continue
+		}
 		exact(1, &numerics, "numbers of "+n.summary.Output+" over their tolerance", n.summary.Exceeding, n.summary.Elements)
 	}
 	noisy := 0

@@ -18,13 +18,7 @@ import (
 var pageText string
 
 var page = template.Must(template.New("report").Funcs(template.FuncMap{
-	"percent": func(text string) string {
-		x, err := strconv.ParseFloat(text, 64)
-		if err != nil {
-			return text
-		}
-		return percent(x)
-	},
+	"percent": share,
 	"short": func(text string) string {
 		x, err := strconv.ParseFloat(text, 64)
 		if err != nil {
@@ -34,7 +28,7 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 	},
 	"complement": complement,
 	"micros":     micros,
-	"errorPlot":  errorPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot,
+	"errorPlot":  errorPlot, "turnPlot": turnPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot,
 }).Parse(pageText))
 
 // reportHTML renders a report as one page that needs nothing else: no script, no
@@ -179,6 +173,17 @@ func errorPlot(n attest.NumericSummary) template.HTML {
 	}
 	return plot("Numeric differences of "+n.Output, "|answer − reference|, each bar up to twice its label; numbers that are the same stand at 0", binBars(n.Histogram), []mark{
 		{number(n.Noise), "noise floor of the reference", "floor"}, {number(n.CandidateNoise), "of this environment", "floor2"}, {number(n.Tolerance), "tolerance", "tolerance"},
+	}, power2)
+}
+
+// turnPlot is the histogram of cosine distances against floor and tolerance.
+func turnPlot(e attest.EmbeddingSummary) template.HTML {
+	number := func(text string) float64 {
+		x, _ := strconv.ParseFloat(text, 64)
+		return x
+	}
+	return plot("Cosine distances of "+e.Output, "1 − cosine of answer and reference, each bar up to twice its label; vectors that are the same stand at 0", binBars(e.Histogram), []mark{
+		{number(e.Noise), "noise floor of the reference", "floor"}, {number(e.CandidateNoise), "of this environment", "floor2"}, {number(e.Tolerance), "tolerance", "tolerance"},
 	}, power2)
 }
 

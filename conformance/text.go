@@ -388,16 +388,12 @@ func (j *judge) firstText(c attest.Case, a *target.Answer) {
 	// The tokens of the prompt are a fingerprint of tokenizer and chat template,
 	// whatever the answer is. Those of an answer that is another one may differ.
 	if golden.Usage != nil {
-		u := compare.Usage{Prompt: -1, Completion: -1}
-		if a.Usage != nil {
-			u = compare.Usage{Prompt: a.Usage.Prompt, Completion: a.Usage.Completion}
-		}
-		if what := compare.Usages(compare.Usage{Prompt: golden.Usage.Prompt}, compare.Usage{Prompt: u.Prompt}); what != "" {
+		if what := samePrompt(golden.Usage, a.Usage); what != "" {
 			t.prompts++
 			j.wrong(c, "prompt-tokens", what)
 			return
 		}
-		if u.Completion != golden.Usage.Completion {
+		if a.Usage.Completion != golden.Usage.Completion {
 			t.summary.Completion++
 		}
 	}
@@ -429,6 +425,16 @@ func (j *judge) firstText(c attest.Case, a *target.Answer) {
 	}
 	j.decided(c, p.flip >= 0, lead <= t.tie, from, to, detail)
 	j.report.Cases.Compared++
+}
+
+// samePrompt compares how many tokens two environments count in a prompt, ""
+// if it is the same number.
+func samePrompt(want *attest.TextUsage, got *target.Usage) string {
+	u := compare.Usage{Prompt: -1}
+	if got != nil {
+		u.Prompt = got.Prompt
+	}
+	return compare.Usages(compare.Usage{Prompt: want.Prompt}, u)
 }
 
 // detail shows people where two choices part.
