@@ -46,7 +46,7 @@ func Judge(r *Replayed) (attest.Report, error) {
 	if err != nil {
 		return attest.Report{}, err
 	}
-	j := &judge{r: r, protocol: protocol, flips: map[[2]string]int{}, slices: map[string]*attest.SliceCount{}, latency: compare.NewLatency()}
+	j := &judge{r: r, protocol: protocol, flips: map[[2]string]int{}, slices: map[string]*attest.SliceCount{}, latency: compare.NewLatency(), streamed: compare.NewLatency()}
 	j.report = attest.Report{
 		Reasons: []string{}, EnvironmentName: r.Plan.EnvironmentName, Environment: r.Plan.Environment,
 		Model: r.Plan.Model, Suite: r.Plan.Suite, Criteria: r.Plan.Criteria,
@@ -108,8 +108,8 @@ type judge struct {
 	// The rest is of criteria of version 2.
 	limits    []*limit
 	latency   *compare.Latency
+	streamed  *compare.Latency // to the first token and between tokens
 	scheduled bool
-	fast      int // answers within the limit on them
 	noisy     bool
 	distances [64][2]int // cases and flips by the bucket of their distance
 	gated     bool       // all gates passed
@@ -281,6 +281,9 @@ func (j *judge) first(c attest.Case, o *attest.Observation) {
 	case err != nil:
 		j.wrong(c, cmp.Or(classOf(wrong), "malformed"), err.Error())
 		return
+	}
+	if j.third() {
+		j.pace(o, a)
 	}
 	if j.texts != nil {
 		j.firstText(c, a)

@@ -51,6 +51,16 @@ func WriteReport(w io.Writer, r attest.Report) {
 	if l := r.Latency; l != nil {
 		fmt.Fprintf(w, "  latency, from when a question was %s: p50 %s, p90 %s, p99 %s, at most %s\n", due(l.Schedule), micros(l.P50), micros(l.P90), micros(l.P99), micros(l.Max))
 	}
+	if l := r.Latency; l != nil {
+		for _, part := range []struct {
+			what string
+			d    *attest.Delays
+		}{{"to the first token", l.FirstToken}, {"from one token to the next", l.PerToken}} {
+			if d := part.d; d != nil {
+				fmt.Fprintf(w, "  latency, %s: p50 %s, p90 %s, p99 %s, at most %s, of %d answers\n", part.what, micros(d.P50), micros(d.P90), micros(d.P99), micros(d.Max), d.Answers)
+			}
+		}
+	}
 	for _, g := range r.Gates {
 		for _, h := range g.Hypotheses {
 			if h.Unseen != "0" {

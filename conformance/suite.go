@@ -551,6 +551,9 @@ func (s *Suite) check() error {
 	if err := s.checkEmbeddings(); err != nil {
 		return err
 	}
+	if err := s.attainable(); err != nil {
+		return err
+	}
 	for _, c := range s.Criteria.Outputs {
 		if !slices.ContainsFunc(s.Document.Outputs, func(o attest.TensorSpec) bool { return o.Name == c.Output }) {
 			return fmt.Errorf("criteria: the suite has no output %q", c.Output)
@@ -560,6 +563,29 @@ func (s *Suite) check() error {
 		if l.Output != "" && !slices.ContainsFunc(s.Criteria.Outputs, func(o attest.OutputCriteria) bool { return o.Output == l.Output }) {
 			return fmt.Errorf("criteria: %s is limited for output %q, which is not compared", l.Measure, l.Output)
 		}
+	}
+	return nil
+}
+
+// attainable says why limits on delays could never be shown, however fast an
+// environment is, or nil. Holm lets the best of k hypotheses pass at alpha/k.
+func (s *Suite) attainable() error {
+	delays, of := 0, ""
+	for _, l := range s.Criteria.Limits {
+		if (&limit{Limit: l}).delayed() != "" {
+			delays++
+			of = l.Measure
+		}
+	}
+	if s.Criteria.Version < 3 || delays == 0 {
+		return nil
+	}
+	need, err := stats.SmallestN(0, slowShare, s.Criteria.Plan.Alpha/float64(delays))
+	if err != nil {
+		return err
+	}
+	if len(s.Cases) < need {
+		return fmt.Errorf("criteria: %d limits on delays (%s) take at least %d cases to be shown, and the suite has %d: that 99 %% come in time is seen in no fewer", delays, of, need, len(s.Cases))
 	}
 	return nil
 }

@@ -48,11 +48,32 @@ func (s *Suite) checkTexts() error {
 		if err := d.golden(t); err != nil {
 			return fmt.Errorf("suite: case %s: %w", c.ID, err)
 		}
+		if l := s.paced(); l != "" && !streams(t.Request) {
+			return fmt.Errorf("suite: case %s is not streamed, so that it has no time to a first token: %s needs \"stream\":true in every request", c.ID, l)
+		}
 	}
 	if len(s.Texts) != open {
 		return fmt.Errorf("suite: it has texts of %d cases, and %d cases that are not sealed", len(s.Texts), open)
 	}
 	return nil
+}
+
+// paced is the limit for which texts have to be streamed, "" if there is none.
+func (s *Suite) paced() string {
+	for _, l := range s.Criteria.Limits {
+		if l.Measure == attest.MeasureFirstToken || l.Measure == attest.MeasureToken {
+			return l.Measure
+		}
+	}
+	return ""
+}
+
+// streams reports whether a request asks for a stream.
+func streams(request string) bool {
+	var q struct {
+		Stream bool `json:"stream"`
+	}
+	return json.Unmarshal([]byte(request), &q) == nil && q.Stream
 }
 
 // textChoices is what an answer says, in the words of a suite. Log probabilities

@@ -73,7 +73,7 @@ func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.Float64Var(&o.relative, "relative", 1.3e-6, "relative tolerance of numbers (default: PyTorch's for FP32)")
 	f.Float64Var(&o.noise, "noise-factor", 8, "the tolerance is at least this many times the reference's noise floor")
 	f.Float64Var(&o.ratio, "noise-ratio", 4, "how many times the reference's noise floor the environment's own may be")
-	f.StringArrayVar(&o.limits, "limit", nil, "a further margin, MEASURE:OUTPUT=MARGIN or slow-answers=MILLISECONDS; the measures are "+strings.Join(attest.Measures, ", ")+"; of texts MEASURE=MARGIN, of "+strings.Join(attest.MeasuresOfTexts, ", "))
+	f.StringArrayVar(&o.limits, "limit", nil, "a further margin, MEASURE:OUTPUT=MARGIN or slow-answers=MILLISECONDS (99 % of answers come within; of streamed texts also slow-first-token and slow-token); the measures are "+strings.Join(attest.Measures, ", ")+"; of texts MEASURE=MARGIN, of "+strings.Join(attest.MeasuresOfTexts, ", "))
 	f.StringVar(&o.decide, "decide", "", "the cases are requests, and this must not flip in the texts of the answers: "+strings.Join(attest.TextDecisions, ", "))
 	f.StringVar(&o.answer, "answer", "", "for extracted-answer: a regular expression (RE2) with one group, which is the answer; the last match counts")
 	f.StringVar(&o.answerAt, "answer-at", "", "for extracted-answer: the JSON Pointer of the answer in a text that is JSON")

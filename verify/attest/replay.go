@@ -299,6 +299,21 @@ type Latency struct {
 	Answers  int   `json:"answers"`
 	Schedule bool  `json:"schedule"`
 	Bins     []Bin `json:"bins"`
+
+	// Of answers that were streamed: to the first piece of the text, and from one
+	// token to the next on average over an answer (version 3).
+	FirstToken *Delays `json:"firstToken,omitempty"`
+	PerToken   *Delays `json:"perToken,omitempty"`
+}
+
+// Delays are in microseconds.
+type Delays struct {
+	P50     int64 `json:"p50"`
+	P90     int64 `json:"p90"`
+	P99     int64 `json:"p99"`
+	Max     int64 `json:"max"`
+	Answers int   `json:"answers"`
+	Bins    []Bin `json:"bins"`
 }
 
 // A Bin counts what lies between From and twice that.

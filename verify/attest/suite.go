@@ -187,7 +187,7 @@ const (
 var Measures = []string{MeasureBias, MeasureAbsolute, MeasureVariation, MeasureHellinger, MeasureJS, MeasureKL, MeasureCosine, MeasureNorm, MeasureSlow}
 
 // measuresOfVersion3 are those that no earlier criteria have.
-var measuresOfVersion3 = []string{MeasureNorm, MeasureHellinger, MeasureJS, MeasureKL}
+var measuresOfVersion3 = []string{MeasureNorm, MeasureHellinger, MeasureJS, MeasureKL, MeasureFirstToken, MeasureToken}
 
 // OutputCriteria say how one output is compared.
 type OutputCriteria struct {

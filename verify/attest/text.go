@@ -145,10 +145,15 @@ var TextDecisions = []string{DecideText, DecideAnswer, DecideToolCalls, DecideTo
 const (
 	MeasureEdit    = "edit-distance"      // edits of code points, as a share of the longer text
 	MeasureLogprob = "logprob-difference" // mean |difference| of the tokens' log probabilities, up to the first token that differs
+
+	// Of texts that are streamed, all of a suite's (version 3). Like MeasureSlow they
+	// are of 99 % of answers and in milliseconds.
+	MeasureFirstToken = "slow-first-token" // from when the question was due to the first piece of the text
+	MeasureToken      = "slow-token"       // from one token to the next, on average over an answer
 )
 
 // MeasuresOfTexts lists them.
-var MeasuresOfTexts = []string{MeasureEdit, MeasureLogprob, MeasureSlow}
+var MeasuresOfTexts = []string{MeasureEdit, MeasureLogprob, MeasureSlow, MeasureFirstToken, MeasureToken}
 
 func (c TextCriteria) validate() error {
 	switch {
