@@ -134,28 +134,28 @@ func (s *Suite) Artifact() (*Artifact, error) {
 	if err != nil {
 		return nil, err
 	}
-	content := part{title: fileTensors, mediaType: attest.TensorsType}
-	if s.ofTexts() {
-		content = part{title: fileTexts, mediaType: attest.TextsType}
+	parts := []part{{fileSuite, attest.SuiteDocumentType, suite}, {fileCases, attest.CasesType, cases}}
+	if s.ofRequests() {
 		var list []attest.Text // in the order of the cases
 		for _, c := range shown {
 			if t, ok := textsShown[c.ID]; ok {
 				list = append(list, t)
 			}
 		}
-		content.data, err = marshalLines(list)
-	} else {
-		content.data, err = writeTensors(tensorsShown)
+		texts, err := marshalLines(list)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, part{fileTexts, attest.TextsType, texts})
 	}
-	if err != nil {
-		return nil, err
+	if !s.ofTexts() {
+		tensors, err := writeTensors(tensorsShown)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, part{fileTensors, attest.TensorsType, tensors})
 	}
-	return newArtifact(attest.SuiteType, nil, []part{
-		{fileSuite, attest.SuiteDocumentType, suite},
-		{fileCases, attest.CasesType, cases},
-		content,
-		{fileCriteria, attest.CriteriaType, criteria},
-	})
+	return newArtifact(attest.SuiteType, nil, append(parts, part{fileCriteria, attest.CriteriaType, criteria}))
 }
 
 // ReadSuite fetches and checks a suite. Its sealed part, if it has one, is
@@ -176,15 +176,18 @@ func ReadSuite(ctx context.Context, fetch Fetch, desc ocispec.Descriptor) (*Suit
 		return nil, fmt.Errorf("%s: %w", fileCases, err)
 	}
 	s.shareSlices()
-	content := fileTensors
-	if s.ofTexts() {
-		content = fileTexts
+	var content []string
+	if s.ofRequests() {
+		content = append(content, fileTexts)
 	}
-	parts, _, err := readParts(ctx, fetch, desc, attest.SuiteType, content)
+	if !s.ofTexts() {
+		content = append(content, fileTensors)
+	}
+	parts, _, err := readParts(ctx, fetch, desc, attest.SuiteType, content...)
 	if err != nil {
 		return nil, err
 	}
-	if s.ofTexts() {
+	if s.ofRequests() {
 		list, err := unmarshalLines[attest.Text](parts[fileTexts])
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", fileTexts, err)
@@ -196,8 +199,11 @@ func ReadSuite(ctx context.Context, fetch Fetch, desc ocispec.Descriptor) (*Suit
 			}
 			s.Texts[t.ID] = t
 		}
-	} else if s.Tensors, err = readTensors(parts[fileTensors], path.Base); err != nil {
-		return nil, err
+	}
+	if !s.ofTexts() {
+		if s.Tensors, err = readTensors(parts[fileTensors], path.Base); err != nil {
+			return nil, err
+		}
 	}
 	// fetch checked the digests, so a suite as it was read need not be rendered
 	// again to know its own.

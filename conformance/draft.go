@@ -336,6 +336,7 @@ func (d Draft) Suite(cases []Candidate, opt SuiteOptions) (*Suite, error) {
 		return list, nil
 	}
 	var all []given
+	nearest := nearestOf(d.Criteria)
 	seed := sha256.New()
 	for _, c := range cases {
 		g := given{Candidate: c}
@@ -351,8 +352,10 @@ func (d Draft) Suite(cases []Candidate, opt SuiteOptions) (*Suite, error) {
 			q.Inputs = g.inputs
 			g.request, err = p.Encode(q)
 		}
-		if err == nil {
-			_, g.distance, err = decide(d.Criteria.Outputs[0], g.outputs)
+		if err == nil && nearest == "" {
+			var decision choice
+			decision, err = decide(d.Criteria.Outputs[0], g.outputs)
+			g.distance = decision.distance
 		}
 		if err != nil {
 			return nil, fmt.Errorf("case %s: %w", c.ID, err)
@@ -360,7 +363,13 @@ func (d Draft) Suite(cases []Candidate, opt SuiteOptions) (*Suite, error) {
 		seed.Write(g.request)
 		all = append(all, g)
 	}
-	chosen, border, err := draw(all, [32]byte(seed.Sum(nil)), s.Document.Claim, s.Document.Border, func(g given) (string, string, float64) { return g.ID, g.Stratum, g.distance })
+	var chosen []given
+	var border map[string]bool
+	if nearest == "" {
+		chosen, border, err = draw(all, [32]byte(seed.Sum(nil)), s.Document.Claim, s.Document.Border, func(g given) (string, string, float64) { return g.ID, g.Stratum, g.distance })
+	} else {
+		chosen, border, err = drawNearest(all, [32]byte(seed.Sum(nil)), s.Document.Claim, s.Document.Border, func(g given) (string, string, compare.Tensor) { return g.ID, g.Stratum, named(g.outputs, nearest) })
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -389,6 +398,12 @@ func (d Draft) Suite(cases []Candidate, opt SuiteOptions) (*Suite, error) {
 			step := math.Nextafter(largest, math.Inf(1)) - largest
 			if t.Datatype == "FP32" {
 				step = float64(math.Nextafter32(float32(largest), float32(math.Inf(1)))) - largest
+			}
+			if s.embedded(t.Name) && largest > 0 {
+				// Of an embedding it is a cosine distance: half the square of how far
+				// the vector moves, at length one, if every number rounds.
+				share := step / largest
+				step = float64(float64(share*share)*float64(len(values))) / 2
 			}
 			s.Document.Reference.Noise[t.Name] = math.Max(s.Document.Reference.Noise[t.Name], step)
 		}

@@ -6,8 +6,11 @@ import (
 	"slices"
 	"time"
 
+	"github.com/HdrHistogram/hdrhistogram-go"
+
 	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/conformance/stats"
+	"github.com/assay-dev/assay/conformance/target"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -26,6 +29,25 @@ func format(x float64) string {
 type limit struct {
 	attest.Limit
 	values []float64
+
+	// Of a limit on delays: answers that came, those of them within the margin,
+	// and those that have no such delay, because they are of one token.
+	answers, fast, without int
+}
+
+// delayed says what a limit on delays is about, or "" if it is on something else.
+func (l *limit) delayed() string {
+	return map[string]string{
+		attest.MeasureSlow: "answers", attest.MeasureFirstToken: "first tokens", attest.MeasureToken: "answers' tokens",
+	}[l.Measure]
+}
+
+// at takes up a delay.
+func (l *limit) at(d time.Duration) {
+	l.answers++
+	if d <= time.Duration(l.Margin*float64(time.Millisecond)) {
+		l.fast++
+	}
 }
 
 // measure computes what a limit looks at in one case.
@@ -57,12 +79,17 @@ func measure(what string, c attest.OutputCriteria, want, got compare.Tensor) (fl
 			sum += d
 		}
 		return sum / float64(len(w)), nil
-	case attest.MeasureVariation:
+	case attest.MeasureVariation, attest.MeasureHellinger, attest.MeasureJS, attest.MeasureKL:
 		d, err := compare.Probabilities(w, g, 1e-3)
-		return d.Variation, err
+		return map[string]float64{
+			attest.MeasureVariation: d.Variation, attest.MeasureHellinger: d.Hellinger, attest.MeasureJS: d.JS, attest.MeasureKL: d.KL,
+		}[what], err
 	case attest.MeasureCosine:
 		e, err := compare.Embeddings(w, g)
 		return 1 - e.Cosine, err
+	case attest.MeasureNorm:
+		e, err := compare.Embeddings(w, g)
+		return math.Abs(e.Norm - 1), err
 	}
 	return 0, fmt.Errorf("measure %q is unknown", what)
 }
@@ -101,6 +128,10 @@ func (j *judge) gates() error {
 		exact(1, &numerics, "noise probes without an answer", r.Probes.Failed, r.Probes.Planned)
 	}
 	for _, n := range j.numerics {
+		if e := n.embeddings; e != nil {
+			exact(1, &numerics, "embeddings of "+n.summary.Output+" over their tolerance", e.summary.Exceeding, e.summary.Vectors)
+			continue
+		}
 		exact(1, &numerics, "numbers of "+n.summary.Output+" over their tolerance", n.summary.Exceeding, n.summary.Elements)
 	}
 	noisy := 0
@@ -120,21 +151,20 @@ func (j *judge) gates() error {
 		if l.Output != "" {
 			name += " of " + l.Output
 		}
-		if l.Measure == attest.MeasureSlow {
-			n := all
-			slow := n - j.fast // an answer that never came is not fast
+		if of := l.delayed(); of != "" {
+			n := all - l.without
+			slow := n - l.fast // an answer that never came is not fast
 			allowed := n
 			for allowed >= 0 && !stats.Keeps(n, allowed, slowShare, plan.Alpha) {
 				allowed--
 			}
 			test := stats.BinomialPlan(n, max(allowed, 0), slowShare, plan.Alpha, plan.Beta)
 			estimated(3, &speed, fmt.Sprintf("%s, over %s ms", name, format(l.Margin)), fmt.Sprint(slow), test, stats.UpperBound(slow, n, plan.Alpha), stats.RateP(slow, n, slowShare))
-			answers := int(j.latency.Whole.TotalCount()) + j.latency.Outside
 			switch {
-			case stats.LowerBound(answers-j.fast, answers, shown) > slowShare:
-				j.differs("%d of %d answers took more than %s ms", answers-j.fast, answers, format(l.Margin))
+			case stats.LowerBound(l.answers-l.fast, l.answers, shown) > slowShare:
+				j.differs("%d of %d %s took more than %s ms", l.answers-l.fast, l.answers, of, format(l.Margin))
 			case stats.RateP(slow, n, slowShare) > plan.Alpha:
-				j.fallsShort("it is not shown that 99 %% of answers come within %s ms: %d of %d took longer or never came", format(l.Margin), slow, n)
+				j.fallsShort("it is not shown that 99 %% of %s come within %s ms: %d of %d took longer or never came", of, format(l.Margin), slow, n)
 			}
 			continue
 		}
@@ -198,17 +228,50 @@ func (j *judge) gates() error {
 	return nil
 }
 
+// due is when a question should have been sent.
+func (j *judge) due(o *attest.Observation) time.Time {
+	if o.DueAt == nil {
+		return o.SentAt
+	}
+	j.scheduled = true
+	return *o.DueAt
+}
+
 // timing takes up when an answer came.
 func (j *judge) timing(o *attest.Observation) {
-	due := o.SentAt
-	if o.DueAt != nil {
-		due = *o.DueAt
-		j.scheduled = true
-	}
+	due := j.due(o)
 	j.latency.Add(compare.Timing{Intended: due, First: o.ReceivedAt, Last: o.ReceivedAt})
 	for _, l := range j.limits {
-		if l.Measure == attest.MeasureSlow && o.ReceivedAt.Sub(due) <= time.Duration(l.Margin*float64(time.Millisecond)) {
-			j.fast++
+		if l.Measure == attest.MeasureSlow {
+			l.at(o.ReceivedAt.Sub(due))
+		}
+	}
+}
+
+// pace takes up when the pieces of a streamed text came. Servers put several
+// tokens into a piece as they like, so tokens are those that were counted, if
+// they were. A text without any piece is there when its answer is whole.
+func (j *judge) pace(o *attest.Observation, a *target.Answer) {
+	if len(o.Arrivals) == 0 || len(a.Choices) == 0 {
+		return
+	}
+	due, tokens := j.due(o), a.Timing.Pieces
+	if a.Usage != nil && a.Usage.Completion > 0 {
+		tokens = a.Usage.Completion
+	}
+	first, last := o.SentAt.Add(a.Timing.First), o.SentAt.Add(a.Timing.Last)
+	if a.Timing.Pieces == 0 {
+		first, last, tokens = o.ReceivedAt, o.ReceivedAt, 0
+	}
+	j.streamed.Add(compare.Timing{Intended: due, First: first, Last: last, Tokens: tokens})
+	for _, l := range j.limits {
+		switch {
+		case l.Measure == attest.MeasureFirstToken:
+			l.at(first.Sub(due))
+		case l.Measure == attest.MeasureToken && tokens < 2:
+			l.without++
+		case l.Measure == attest.MeasureToken:
+			l.at(last.Sub(first) / time.Duration(tokens-1))
 		}
 	}
 }
@@ -237,17 +300,34 @@ func (j *judge) describe() {
 			P50: h.ValueAtQuantile(50), P90: h.ValueAtQuantile(90), P99: h.ValueAtQuantile(99), Max: h.Max(),
 			Answers: int(h.TotalCount()), Schedule: j.scheduled,
 		}
-		counts := map[int]int{}
-		for _, bar := range h.Distribution() {
-			if bar.Count > 0 {
-				counts[compare.Bucket(float64(bar.From))] += int(bar.Count)
-			}
-		}
-		for b := range 64 {
-			if counts[b] > 0 {
-				l.Bins = append(l.Bins, attest.Bin{From: format(compare.From(b)), Count: counts[b]})
-			}
-		}
+		l.Bins = bins(h)
+		l.FirstToken, l.PerToken = delays(j.streamed.First), delays(j.streamed.PerToken)
 		r.Latency = l
+	}
+}
+
+// bins counts delays by powers of two.
+func bins(h *hdrhistogram.Histogram) (list []attest.Bin) {
+	counts := map[int]int{}
+	for _, bar := range h.Distribution() {
+		if bar.Count > 0 {
+			counts[compare.Bucket(float64(bar.From))] += int(bar.Count)
+		}
+	}
+	for b := range 64 {
+		if counts[b] > 0 {
+			list = append(list, attest.Bin{From: format(compare.From(b)), Count: counts[b]})
+		}
+	}
+	return list
+}
+
+// delays says what was measured, nil if nothing was.
+func delays(h *hdrhistogram.Histogram) *attest.Delays {
+	if h.TotalCount() == 0 {
+		return nil
+	}
+	return &attest.Delays{
+		P50: h.ValueAtQuantile(50), P90: h.ValueAtQuantile(90), P99: h.ValueAtQuantile(99), Max: h.Max(), Answers: int(h.TotalCount()), Bins: bins(h),
 	}
 }

@@ -18,13 +18,7 @@ import (
 var pageText string
 
 var page = template.Must(template.New("report").Funcs(template.FuncMap{
-	"percent": func(text string) string {
-		x, err := strconv.ParseFloat(text, 64)
-		if err != nil {
-			return text
-		}
-		return percent(x)
-	},
+	"percent": share,
 	"short": func(text string) string {
 		x, err := strconv.ParseFloat(text, 64)
 		if err != nil {
@@ -34,7 +28,7 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 	},
 	"complement": complement,
 	"micros":     micros,
-	"errorPlot":  errorPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot,
+	"errorPlot":  errorPlot, "turnPlot": turnPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot, "pacePlots": pacePlots,
 }).Parse(pageText))
 
 // reportHTML renders a report as one page that needs nothing else: no script, no
@@ -182,6 +176,17 @@ func errorPlot(n attest.NumericSummary) template.HTML {
 	}, power2)
 }
 
+// turnPlot is the histogram of cosine distances against floor and tolerance.
+func turnPlot(e attest.EmbeddingSummary) template.HTML {
+	number := func(text string) float64 {
+		x, _ := strconv.ParseFloat(text, 64)
+		return x
+	}
+	return plot("Cosine distances of "+e.Output, "1 − cosine of answer and reference, each bar up to twice its label; vectors that are the same stand at 0", binBars(e.Histogram), []mark{
+		{number(e.Noise), "noise floor of the reference", "floor"}, {number(e.CandidateNoise), "of this environment", "floor2"}, {number(e.Tolerance), "tolerance", "tolerance"},
+	}, power2)
+}
+
 // flipPlot is how many cases lie how near to another decision, and flip.
 func flipPlot(list []attest.DistanceCount) template.HTML {
 	var bars []bar
@@ -197,9 +202,23 @@ func flipPlot(list []attest.DistanceCount) template.HTML {
 
 // latencyPlot is the histogram of delays.
 func latencyPlot(l *attest.Latency) template.HTML {
-	return plot("Latency, from when a question was "+due(l.Schedule), "time to the whole answer, each bar up to twice its label", binBars(l.Bins), []mark{
-		{float64(l.P50), "p50", "floor"}, {float64(l.P99), "p99", "tolerance"},
-	}, func(bucket int) string {
+	return delayPlot("Latency, from when a question was "+due(l.Schedule), "time to the whole answer", l.Bins, l.P50, l.P99)
+}
+
+// pacePlots are the histograms of the delays of a stream.
+func pacePlots(l *attest.Latency) template.HTML {
+	var out template.HTML
+	if d := l.FirstToken; d != nil {
+		out += delayPlot("To the first token, from when a question was "+due(l.Schedule), "time to the first piece of the text", d.Bins, d.P50, d.P99)
+	}
+	if d := l.PerToken; d != nil {
+		out += delayPlot("From one token to the next, on average over an answer", "time per token after the first", d.Bins, d.P50, d.P99)
+	}
+	return out
+}
+
+func delayPlot(title, axis string, bins []attest.Bin, p50, p99 int64) template.HTML {
+	return plot(title, axis+", each bar up to twice its label", binBars(bins), []mark{{float64(p50), "p50", "floor"}, {float64(p99), "p99", "tolerance"}}, func(bucket int) string {
 		return (time.Duration(compare.From(bucket)) * time.Microsecond).Round(time.Microsecond).String()
 	})
 }

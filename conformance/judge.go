@@ -46,7 +46,7 @@ func Judge(r *Replayed) (attest.Report, error) {
 	if err != nil {
 		return attest.Report{}, err
 	}
-	j := &judge{r: r, protocol: protocol, flips: map[[2]string]int{}, slices: map[string]*attest.SliceCount{}, latency: compare.NewLatency()}
+	j := &judge{r: r, protocol: protocol, flips: map[[2]string]int{}, slices: map[string]*attest.SliceCount{}, latency: compare.NewLatency(), streamed: compare.NewLatency()}
 	j.report = attest.Report{
 		Reasons: []string{}, EnvironmentName: r.Plan.EnvironmentName, Environment: r.Plan.Environment,
 		Model: r.Plan.Model, Suite: r.Plan.Suite, Criteria: r.Plan.Criteria,
@@ -59,6 +59,11 @@ func Judge(r *Replayed) (attest.Report, error) {
 			Absolute: math.Max(c.Absolute, float64(c.NoiseFactor*r.Suite.Document.Reference.Noise[c.Output])),
 			Relative: c.Relative,
 		}})
+		if c.Decision.Kind == attest.DecideNearest {
+			if j.numerics[len(j.numerics)-1].embeddings, err = newEmbeddings(r.Suite, c.Output); err != nil {
+				return attest.Report{}, err
+			}
+		}
 	}
 	if r.Suite.ofTexts() {
 		if j.texts, err = newTexts(r.Suite); err != nil {
@@ -103,8 +108,8 @@ type judge struct {
 	// The rest is of criteria of version 2.
 	limits    []*limit
 	latency   *compare.Latency
+	streamed  *compare.Latency // to the first token and between tokens
 	scheduled bool
-	fast      int // answers within the limit on them
 	noisy     bool
 	distances [64][2]int // cases and flips by the bucket of their distance
 	gated     bool       // all gates passed
@@ -123,10 +128,12 @@ type numerics struct {
 	want, got         []float64 // scores, case by case
 	noise             float64   // the candidate's floor
 	total             compare.Difference
+	embeddings        *embeddings // of an output that is one
 }
 
-// second reports whether the criteria are of version 2.
-func (j *judge) second() bool { return j.r.Suite.Criteria.Version == 2 }
+// second reports whether the criteria are of version 2 or later, and third of 3.
+func (j *judge) second() bool { return j.r.Suite.Criteria.Version >= 2 }
+func (j *judge) third() bool  { return j.r.Suite.Criteria.Version >= 3 }
 
 func (j *judge) differs(format string, a ...any) {
 	j.against = append(j.against, fmt.Sprintf(format, a...))
@@ -275,9 +282,18 @@ func (j *judge) first(c attest.Case, o *attest.Observation) {
 		j.wrong(c, cmp.Or(classOf(wrong), "malformed"), err.Error())
 		return
 	}
+	if j.third() {
+		j.pace(o, a)
+	}
 	if j.texts != nil {
 		j.firstText(c, a)
 		return
+	}
+	if t, ok := j.r.Suite.Texts[c.ID]; ok && t.Usage != nil {
+		if what := samePrompt(t.Usage, a.Usage); what != "" {
+			j.wrong(c, "prompt-tokens", what)
+			return
+		}
 	}
 	for i := range golden {
 		n := slices.IndexFunc(j.numerics, func(n numerics) bool { return n.criteria.Output == golden[i].Name })
@@ -312,6 +328,13 @@ func (j *judge) first(c attest.Case, o *attest.Observation) {
 		}
 		s := &j.numerics[n]
 		j.report.Cases.Elements += d.Elements
+		if s.embeddings != nil {
+			if err := j.embedding(c, s, golden[i], a.Outputs[i]); err != nil {
+				j.wrong(c, cmp.Or(classOf(asWrong(err)), "not-comparable"), err.Error())
+				return
+			}
+			continue
+		}
 		s.summary.Elements += d.Elements
 		s.summary.Exceeding += d.Exceeding
 		s.summary.BitsDiffer += d.BitsDiffer
@@ -320,13 +343,17 @@ func (j *judge) first(c attest.Case, o *attest.Observation) {
 		s.total.Add(&d)
 	}
 	for _, n := range j.numerics {
-		want, distance, err1 := decide(n.criteria, golden)
-		got, _, err2 := decide(n.criteria, a.Outputs)
+		if n.embeddings != nil {
+			j.nearest(c, n)
+			continue
+		}
+		want, err1 := decide(n.criteria, golden)
+		got, err2 := decide(n.criteria, a.Outputs)
 		if err := errors.Join(err1, err2); err != nil {
 			j.wrong(c, "not-comparable", err.Error())
 			return
 		}
-		j.decision(c, n, want, got, distance)
+		j.decision(c, n, want, got)
 	}
 	j.report.Cases.Compared++
 }
@@ -349,6 +376,12 @@ func (n *numerics) scores(want, got compare.Tensor) {
 	n.want, n.got = append(n.want, w...), append(n.got, g...)
 }
 
+func asWrong(err error) *target.Wrong {
+	var wrong *target.Wrong
+	errors.As(err, &wrong)
+	return wrong
+}
+
 func classOf(w *target.Wrong) string {
 	if w == nil {
 		return ""
@@ -362,10 +395,11 @@ func (j *judge) wrong(c attest.Case, class, detail string) {
 	j.example(c.ID, class, detail)
 }
 
-func (j *judge) decision(c attest.Case, n numerics, want, got int, distance float64) {
-	from, to := n.criteria.Decision.Labels[want], n.criteria.Decision.Labels[got]
-	j.near(distance, want != got)
-	j.decided(c, want != got, distance <= n.tolerance.Absolute, from, to, from+" becomes "+to)
+func (j *judge) decision(c attest.Case, n numerics, want, got choice) {
+	from, to := want.words(n.criteria.Decision), got.words(n.criteria.Decision)
+	flip := !slices.Equal(want.labels, got.labels)
+	j.near(want.distance, flip)
+	j.decided(c, flip, want.distance <= n.tolerance.Absolute, from, to, from+" becomes "+to)
 }
 
 // near counts a case by its distance to another decision.
@@ -425,6 +459,11 @@ func (j *judge) conclude() error {
 		n := &j.numerics[i]
 		n.summary.MaxAbsolute, n.summary.MaxScaled = stats.Format(n.maxAbs), stats.Format(n.maxScaled)
 		n.summary.Tolerance = stats.Format(n.tolerance.Absolute)
+		if e := n.embeddings; e != nil {
+			r.Embeddings = append(r.Embeddings, e.describe(n, j.r.Suite.Document.Reference.Noise[n.criteria.Output]))
+			exceeding += n.summary.Exceeding
+			continue
+		}
 		if score, err := compare.Score(n.want, n.got); err == nil {
 			n.summary.Bias = stats.Format(score.MeanDifference)
 		}
@@ -453,7 +492,9 @@ func (j *judge) conclude() error {
 	if c.Wrong > 0 {
 		j.differs("%d of %d answers are no answers to the question (%s)", c.Wrong, c.Claim+c.Border, classes(r.Errors))
 	}
-	if exceeding > 0 {
+	if vectors := len(r.Embeddings) > 0 && len(r.Numerics) == 0; exceeding > 0 && vectors {
+		j.differs("%d of %d embeddings are further from the reference than their tolerance", exceeding, r.Embeddings[0].Vectors)
+	} else if exceeding > 0 {
 		j.differs("%d of %d numbers are further from the reference than their tolerance", exceeding, c.Elements)
 	}
 	if n := c.Missing + c.Failed; n > 0 {
@@ -492,6 +533,16 @@ func (j *judge) conclude() error {
 	metric("border cases that flip", "0", fmt.Sprint(r.Border.Flips), c.Border, r.Border.Flips == 0)
 	metric("cases without a comparable answer", "0", fmt.Sprint(c.Missing+c.Failed+c.Wrong+c.Damaged), c.Claim+c.Border, c.Missing+c.Failed+c.Wrong+c.Damaged == 0)
 	for _, n := range j.numerics {
+		if e := n.embeddings; e != nil {
+			share := math.MaxFloat64 // no distance is allowed
+			if e.most == 0 {
+				share = 0
+			} else if n.tolerance.Absolute > 0 {
+				share = math.Min(e.most/n.tolerance.Absolute, share)
+			}
+			metric("largest cosine distance of "+n.summary.Output+" as a share of its tolerance", "1", stats.Format(share), e.summary.Vectors, e.summary.Vectors > 0 && e.summary.Exceeding == 0)
+			continue
+		}
 		metric("largest difference of "+n.summary.Output+" as a share of its tolerance", "1", n.summary.MaxScaled, n.summary.Elements, n.summary.Elements > 0 && n.summary.Exceeding == 0)
 	}
 	r.Power = attest.OperatingCharacteristics{
@@ -565,6 +616,15 @@ func (j *judge) words() string {
 			parts = append(parts, fmt.Sprintf("%s is the same to the bit", n.Output))
 		default:
 			parts = append(parts, fmt.Sprintf("%s differs by at most %s (tolerance %s)", n.Output, n.MaxAbsolute, n.Tolerance))
+		}
+	}
+	for _, e := range r.Embeddings {
+		switch {
+		case e.Vectors == 0:
+		case e.Vectors == e.Same:
+			parts = append(parts, fmt.Sprintf("%s is the same to the bit", e.Output))
+		default:
+			parts = append(parts, fmt.Sprintf("%s turns by a cosine distance of at most %s (tolerance %s)", e.Output, e.MaxDistance, e.Tolerance))
 		}
 	}
 	if j.texts != nil {

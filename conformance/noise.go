@@ -48,7 +48,7 @@ func (s *Suite) probes(plan attest.Plan, p target.Protocol) ([]probe, error) {
 		if err := add(attest.ProbeRepeat, []attest.Case{c}, c.ID, inputs); err != nil {
 			return nil, err
 		}
-		if s.ofTexts() {
+		if s.ofRequests() {
 			continue // a text has no neighbour that means the same
 		}
 		if err := add(attest.ProbeULP, []attest.Case{c}, c.ID, nudged(inputs)); err != nil {
@@ -57,6 +57,9 @@ func (s *Suite) probes(plan attest.Plan, p target.Protocol) ([]probe, error) {
 	}
 	if s.ofTexts() {
 		return list, nil
+	}
+	if s.ofEmbeddings() {
+		return s.probesInBatches(list, chosen, plan, p)
 	}
 	for group := range slices.Chunk(chosen, batchSize) {
 		var inputs [][]compare.Tensor
@@ -264,13 +267,16 @@ func (j *judge) probe(p probe, list []*attest.Observation, baseline func(attest.
 			return fmt.Errorf("case %s has no first answer to compare with", c.ID)
 		}
 		for k := range want {
-			d := compare.Within(want[k], all[i][k], compare.Tolerance{})
-			if d.Fault != "" {
+			if d := compare.Within(want[k], all[i][k], compare.Tolerance{}); d.Fault != "" {
 				return fmt.Errorf("%s", d.Broken)
 			}
 			for m := range j.numerics {
 				if n := &j.numerics[m]; n.criteria.Output == want[k].Name {
-					n.noise = math.Max(n.noise, d.MaxAbs)
+					x, err := n.spread(want[k], all[i][k])
+					if err != nil {
+						return err
+					}
+					n.noise = math.Max(n.noise, x)
 				}
 			}
 		}

@@ -84,10 +84,11 @@ func protocolOf(t attest.Target) (target.Protocol, error) {
 
 // requestDigest is the digest of the bytes that ask a case of a target: those
 // of the suite, or, over another protocol than it was recorded with, those
-// that the protocol has for the same question. The bytes of a text name the
-// model and what the server's dialect needs, so they are always the target's.
+// that the protocol has for the same question. The bytes that are a request
+// name the model and what the server's dialect needs, so they are always the
+// target's.
 func requestDigest(s *Suite, p target.Protocol, c attest.Case, t attest.Target) (string, error) {
-	if t.Protocol == s.Document.Protocol && !s.ofTexts() {
+	if t.Protocol == s.Document.Protocol && !s.ofRequests() {
 		return c.Request, nil
 	}
 	q, _, _ := s.question(c, t)

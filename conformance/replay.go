@@ -53,7 +53,7 @@ func NewPlan(opt PlanOptions) (attest.Plan, error) {
 	if opt.Deadline == 0 {
 		opt.Deadline = 24 * time.Hour
 	}
-	if opt.Probes == 0 && opt.Suite.Criteria.Version == 2 {
+	if opt.Probes == 0 && opt.Suite.Criteria.Version >= 2 {
 		opt.Probes = min(32, opt.Suite.Document.Claim)
 	}
 	p := attest.Plan{

@@ -4,6 +4,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -31,6 +32,11 @@ func WriteReport(w io.Writer, r attest.Report) {
 		fmt.Fprintf(tw, "  %s\t%s\t%s %s\tn = %d\t%s\n", m.Name, m.Value, m.Comparator, m.Threshold, m.SampleSize, mark)
 	}
 	tw.Flush()
+	for _, e := range r.Embeddings {
+		fmt.Fprintf(w, "  embeddings: %d of %s compared, of %d dimensions, %d the same to the bit; the cosine distance is at most %s (tolerance %s, noise floors %s and %s), norms are from %s to %s of the reference's\n",
+			e.Vectors, e.Output, e.Dimension, e.Same, e.MaxDistance, e.Tolerance, e.Noise, e.CandidateNoise, e.MinNorm, e.MaxNorm)
+		fmt.Fprintf(w, "  embeddings: of the reference's ten nearest among %d golden vectors, %s are among the environment's\n", e.Index, share(e.Overlap))
+	}
 	if t := r.Texts; t != nil {
 		fmt.Fprintf(w, "  texts: %d compared by %s, %d the same to the byte, %d after normalization; %d diverge%s, %d of them in their first half; the largest edit distance is %s of a text\n",
 			t.Choices, t.Decision, t.Same, t.Normalized, t.Diverging, earliest(t.Earliest), t.Halfway, t.MaxEdit)
@@ -45,6 +51,16 @@ func WriteReport(w io.Writer, r attest.Report) {
 	if l := r.Latency; l != nil {
 		fmt.Fprintf(w, "  latency, from when a question was %s: p50 %s, p90 %s, p99 %s, at most %s\n", due(l.Schedule), micros(l.P50), micros(l.P90), micros(l.P99), micros(l.Max))
 	}
+	if l := r.Latency; l != nil {
+		for _, part := range []struct {
+			what string
+			d    *attest.Delays
+		}{{"to the first token", l.FirstToken}, {"from one token to the next", l.PerToken}} {
+			if d := part.d; d != nil {
+				fmt.Fprintf(w, "  latency, %s: p50 %s, p90 %s, p99 %s, at most %s, of %d answers\n", part.what, micros(d.P50), micros(d.P90), micros(d.P99), micros(d.Max), d.Answers)
+			}
+		}
+	}
 	for _, g := range r.Gates {
 		for _, h := range g.Hypotheses {
 			if h.Unseen != "0" {
@@ -56,6 +72,15 @@ func WriteReport(w io.Writer, r attest.Report) {
 	for _, e := range r.Examples {
 		fmt.Fprintf(w, "  %s: %s: %s\n", e.Case, e.What, e.Detail)
 	}
+}
+
+// share renders a share that is decimal text, for people.
+func share(text string) string {
+	x, err := strconv.ParseFloat(text, 64)
+	if err != nil {
+		return text
+	}
+	return percent(x)
 }
 
 func earliest(at int) string {

@@ -32,7 +32,7 @@ type sealedCase struct {
 	Case    attest.Case             `json:"case"`
 	Inputs  map[string]sealedTensor `json:"inputs"`
 	Outputs map[string]sealedTensor `json:"outputs"`
-	Text    *attest.Text            `json:"text,omitempty"` // of a suite of texts, and then no tensors
+	Text    *attest.Text            `json:"text,omitempty"` // of a suite of texts, and then no tensors, or of one of embeddings
 }
 
 // A sealedTensor is a tensor as bits.
@@ -92,7 +92,7 @@ func (s *Suite) Seal(which map[string]bool, random io.Reader) ([]byte, error) {
 			t := s.Tensors[c.OutputTensor(spec.Name)]
 			line.Outputs[spec.Name] = sealedTensor{t.Datatype, t.Shape, t.Bits}
 		}
-		if s.ofTexts() {
+		if s.ofRequests() {
 			text := s.Texts[c.ID]
 			line.Text = &text
 		}
@@ -166,7 +166,7 @@ func (s *Suite) Open(part []byte) error {
 		if len(open.Inputs) != len(s.Document.Inputs) || len(open.Outputs) != len(s.Document.Outputs) {
 			return fmt.Errorf("sealed part, line %d: case %s has other tensors than the suite says", n, open.Case.ID)
 		}
-		if (open.Text != nil) != s.ofTexts() || open.Text != nil && open.Text.ID != open.Case.ID {
+		if (open.Text != nil) != s.ofRequests() || open.Text != nil && open.Text.ID != open.Case.ID {
 			return fmt.Errorf("sealed part, line %d: case %s has another text than the suite says", n, open.Case.ID)
 		}
 		if open.Text != nil {

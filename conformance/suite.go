@@ -40,7 +40,7 @@ type Suite struct {
 	Criteria attest.Criteria
 	Cases    []attest.Case
 	Tensors  map[string]compare.Tensor // by the names of attest.Case
-	Texts    map[string]attest.Text    // of a suite of texts, by case
+	Texts    map[string]attest.Text    // of a suite of texts or embeddings, by case
 
 	// digest and criteria are those of the artifact that the suite was read from,
 	// "" if it was not: a suite that was read is not to be changed.
@@ -192,8 +192,11 @@ type RecordOptions struct {
 // Requests is how many requests Record makes, for progress.
 func (o RecordOptions) Requests() int {
 	again := 3
-	if o.Criteria.Text != nil {
+	switch {
+	case o.Criteria.Text != nil:
 		again = 1
+	case len(o.Candidates) > 0 && o.Candidates[0].Request != nil:
+		again = 2 // an embedding, once more and in a batch
 	}
 	return len(o.Candidates) + again*(o.Claim+o.Border)
 }
@@ -222,6 +225,9 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	}
 	if opt.Criteria.Text != nil {
 		return recordTexts(ctx, tg, d, opt)
+	}
+	if opt.Candidates[0].Request != nil && nearestOf(opt.Criteria) != "" {
+		return recordEmbeddings(ctx, tg, d, opt)
 	}
 	if opt.Candidates[0].Request != nil {
 		return nil, errors.New("the cases ask with requests, and the criteria are of tensors: say what must not flip in a text")
@@ -256,6 +262,7 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 		distance        float64
 		request         []byte
 	}
+	nearest := nearestOf(opt.Criteria)
 	all := make([]asked, len(opt.Candidates))
 	for i, c := range opt.Candidates {
 		a := asked{Candidate: c}
@@ -273,8 +280,12 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 		if a.request, a.outputs, err = rec.ask(c.ID, a.inputs); err != nil {
 			return nil, fmt.Errorf("the reference, case %s: %w", c.ID, err)
 		}
-		if _, a.distance, err = decide(opt.Criteria.Outputs[0], a.outputs); err != nil {
-			return nil, fmt.Errorf("the reference, case %s: %w", c.ID, err)
+		if nearest == "" {
+			decision, err := decide(opt.Criteria.Outputs[0], a.outputs)
+			if err != nil {
+				return nil, fmt.Errorf("the reference, case %s: %w", c.ID, err)
+			}
+			a.distance = decision.distance
 		}
 		all[i] = a
 	}
@@ -284,7 +295,13 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	for _, a := range all {
 		seed.Write(a.request)
 	}
-	chosen, border, err := draw(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.distance })
+	var chosen []asked
+	var border map[string]bool
+	if nearest == "" {
+		chosen, border, err = draw(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.distance })
+	} else {
+		chosen, border, err = drawNearest(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, compare.Tensor) { return a.ID, a.Stratum, named(a.outputs, nearest) })
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -309,11 +326,19 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	}
 	note := func(want, got []compare.Tensor) error {
 		for i := range want {
-			diff := compare.Tensors(want[i], got[i], compare.Tolerance{})
-			if diff.Broken != "" {
-				return errors.New(diff.Broken)
+			x := 0.0
+			var err error
+			if s.embedded(want[i].Name) {
+				x, err = cosineDistance(want[i], got[i])
+			} else if diff := compare.Tensors(want[i], got[i], compare.Tolerance{}); diff.Broken != "" {
+				err = errors.New(diff.Broken)
+			} else {
+				x = diff.MaxAbs
 			}
-			s.Document.Reference.Noise[want[i].Name] = math.Max(s.Document.Reference.Noise[want[i].Name], diff.MaxAbs)
+			if err != nil {
+				return err
+			}
+			s.Document.Reference.Noise[want[i].Name] = math.Max(s.Document.Reference.Noise[want[i].Name], x)
 		}
 		return nil
 	}
@@ -400,24 +425,63 @@ func (r *recorder) askBatch(inputs [][]compare.Tensor) ([][]compare.Tensor, erro
 	return split(out, len(inputs))
 }
 
-// decide turns outputs into a decision: its index among the labels, and how
-// far it is from being another one.
-func decide(c attest.OutputCriteria, outputs []compare.Tensor) (decision int, distance float64, err error) {
+// embedded reports whether an output is compared as an embedding.
+func (s *Suite) embedded(output string) bool {
+	return slices.ContainsFunc(s.Criteria.Outputs, func(c attest.OutputCriteria) bool {
+		return c.Output == output && c.Decision.Kind == attest.DecideNearest
+	})
+}
+
+// named returns the tensor of a name; one without any if it is not there.
+func named(outputs []compare.Tensor, name string) compare.Tensor {
+	for _, t := range outputs {
+		if t.Name == name {
+			return t
+		}
+	}
+	return compare.Tensor{Name: name}
+}
+
+// A choice is a decision as it was taken: the labels that were chosen, by their
+// indices, which are in order.
+type choice struct {
+	labels   []int
+	distance float64 // from another decision
+}
+
+// words names it.
+func (c choice) words(d attest.Decision) string {
+	var names []string
+	for _, i := range c.labels {
+		names = append(names, d.Labels[i])
+	}
+	return strings.Join(names, "+")
+}
+
+// decide turns outputs into a decision.
+func decide(c attest.OutputCriteria, outputs []compare.Tensor) (choice, error) {
 	i := slices.IndexFunc(outputs, func(t compare.Tensor) bool { return t.Name == c.Output })
 	if i < 0 {
-		return 0, 0, fmt.Errorf("output %q, which decides, is missing", c.Output)
+		return choice{}, fmt.Errorf("output %q, which decides, is missing", c.Output)
 	}
 	values, err := outputs[i].Values()
 	if err != nil {
-		return 0, 0, err
+		return choice{}, err
 	}
 	if c.Decision.Kind == attest.DecideThreshold {
-		return compare.Threshold(values, c.Decision.Index, c.Decision.Threshold)
+		at, distance, err := compare.Threshold(values, c.Decision.Index, c.Decision.Threshold)
+		return choice{[]int{at}, distance}, err
 	}
 	if len(values) != len(c.Decision.Labels) {
-		return 0, 0, fmt.Errorf("output %q has %d elements for %d labels", c.Output, len(values), len(c.Decision.Labels))
+		return choice{}, fmt.Errorf("output %q has %d elements for %d labels", c.Output, len(values), len(c.Decision.Labels))
 	}
-	return compare.Label(values)
+	if c.Decision.Kind == attest.DecideTopK {
+		list, margin, err := compare.TopK(values, c.Decision.K)
+		slices.Sort(list)
+		return choice{list, margin}, err
+	}
+	at, margin, err := compare.Label(values)
+	return choice{[]int{at}, margin}, err
 }
 
 // validate checks that the parts of a suite fit together, and that all of it
@@ -484,6 +548,12 @@ func (s *Suite) check() error {
 			return err
 		}
 	}
+	if err := s.checkEmbeddings(); err != nil {
+		return err
+	}
+	if err := s.attainable(); err != nil {
+		return err
+	}
 	for _, c := range s.Criteria.Outputs {
 		if !slices.ContainsFunc(s.Document.Outputs, func(o attest.TensorSpec) bool { return o.Name == c.Output }) {
 			return fmt.Errorf("criteria: the suite has no output %q", c.Output)
@@ -497,12 +567,34 @@ func (s *Suite) check() error {
 	return nil
 }
 
+// attainable says why limits on delays could never be shown, however fast an
+// environment is, or nil. Holm lets the best of k hypotheses pass at alpha/k.
+func (s *Suite) attainable() error {
+	delays, of := 0, ""
+	for _, l := range s.Criteria.Limits {
+		if (&limit{Limit: l}).delayed() != "" {
+			delays++
+			of = l.Measure
+		}
+	}
+	if s.Criteria.Version < 3 || delays == 0 {
+		return nil
+	}
+	need, err := stats.SmallestN(0, slowShare, s.Criteria.Plan.Alpha/float64(delays))
+	if err != nil {
+		return err
+	}
+	if len(s.Cases) < need {
+		return fmt.Errorf("criteria: %d limits on delays (%s) take at least %d cases to be shown, and the suite has %d: that 99 %% come in time is seen in no fewer", delays, of, need, len(s.Cases))
+	}
+	return nil
+}
+
 // question returns what a case asks.
 func (s *Suite) question(c attest.Case, t attest.Target) (q target.Question, inputs, golden []compare.Tensor) {
 	q = target.Question{ID: c.ID, Model: t.Model, Version: t.Version}
-	if s.ofTexts() {
+	if s.ofRequests() {
 		q.Request = json.RawMessage(s.Texts[c.ID].Request)
-		return q, nil, nil
 	}
 	for _, i := range s.Document.Inputs {
 		inputs = append(inputs, s.Tensors[c.InputTensor(i.Name)])

@@ -48,11 +48,32 @@ func (s *Suite) checkTexts() error {
 		if err := d.golden(t); err != nil {
 			return fmt.Errorf("suite: case %s: %w", c.ID, err)
 		}
+		if l := s.paced(); l != "" && !streams(t.Request) {
+			return fmt.Errorf("suite: case %s is not streamed, so that it has no time to a first token: %s needs \"stream\":true in every request", c.ID, l)
+		}
 	}
 	if len(s.Texts) != open {
 		return fmt.Errorf("suite: it has texts of %d cases, and %d cases that are not sealed", len(s.Texts), open)
 	}
 	return nil
+}
+
+// paced is the limit for which texts have to be streamed, "" if there is none.
+func (s *Suite) paced() string {
+	for _, l := range s.Criteria.Limits {
+		if l.Measure == attest.MeasureFirstToken || l.Measure == attest.MeasureToken {
+			return l.Measure
+		}
+	}
+	return ""
+}
+
+// streams reports whether a request asks for a stream.
+func streams(request string) bool {
+	var q struct {
+		Stream bool `json:"stream"`
+	}
+	return json.Unmarshal([]byte(request), &q) == nil && q.Stream
 }
 
 // textChoices is what an answer says, in the words of a suite. Log probabilities
@@ -388,16 +409,12 @@ func (j *judge) firstText(c attest.Case, a *target.Answer) {
 	// The tokens of the prompt are a fingerprint of tokenizer and chat template,
 	// whatever the answer is. Those of an answer that is another one may differ.
 	if golden.Usage != nil {
-		u := compare.Usage{Prompt: -1, Completion: -1}
-		if a.Usage != nil {
-			u = compare.Usage{Prompt: a.Usage.Prompt, Completion: a.Usage.Completion}
-		}
-		if what := compare.Usages(compare.Usage{Prompt: golden.Usage.Prompt}, compare.Usage{Prompt: u.Prompt}); what != "" {
+		if what := samePrompt(golden.Usage, a.Usage); what != "" {
 			t.prompts++
 			j.wrong(c, "prompt-tokens", what)
 			return
 		}
-		if u.Completion != golden.Usage.Completion {
+		if a.Usage.Completion != golden.Usage.Completion {
 			t.summary.Completion++
 		}
 	}
@@ -429,6 +446,16 @@ func (j *judge) firstText(c attest.Case, a *target.Answer) {
 	}
 	j.decided(c, p.flip >= 0, lead <= t.tie, from, to, detail)
 	j.report.Cases.Compared++
+}
+
+// samePrompt compares how many tokens two environments count in a prompt, ""
+// if it is the same number.
+func samePrompt(want *attest.TextUsage, got *target.Usage) string {
+	u := compare.Usage{Prompt: -1}
+	if got != nil {
+		u.Prompt = got.Prompt
+	}
+	return compare.Usages(compare.Usage{Prompt: want.Prompt}, u)
 }
 
 // detail shows people where two choices part.

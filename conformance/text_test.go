@@ -55,8 +55,13 @@ func textCriteria(text attest.TextCriteria, limits ...attest.Limit) attest.Crite
 
 func newTextBench(t testing.TB, candidates []Candidate, criteria attest.Criteria) *textBench {
 	t.Helper()
+	return newRequestBench(t, openai.NameChat, candidates, criteria)
+}
+
+func newRequestBench(t testing.TB, protocol string, candidates []Candidate, criteria attest.Criteria) *textBench {
+	t.Helper()
 	b := &textBench{t: t, server: targettest.NewOpenAI(t)}
-	b.target = attest.Target{Protocol: openai.NameChat, URL: b.server.URL + "/v1", Model: "parrot", Version: "parrot-2026-03-01"}
+	b.target = attest.Target{Protocol: protocol, URL: b.server.URL + "/v1", Model: "parrot", Version: "parrot-2026-03-01"}
 	tg, err := Open(b.target)
 	if err != nil {
 		t.Fatal(err)

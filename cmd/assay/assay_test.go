@@ -120,7 +120,7 @@ func TestStories(t *testing.T) {
 			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
 			"certificate": certificate, "served": served, "schema": schema, "authorities": authorities, "issue": issue, "yesterday": yesterday,
 			"wire": throughWire, "killed": killed, "random": random, "pieces": pieces,
-			"openai": talk, "stop-openai": silence, "openai-fault": talkWrong, "questions": questions,
+			"openai": talk, "stop-openai": silence, "openai-fault": talkWrong, "questions": questions, "inputs": inputs,
 		},
 	})
 }

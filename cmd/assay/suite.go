@@ -49,10 +49,12 @@ type criteriaFlags struct {
 	limits                    []string
 	decide, answer, answerAt  string
 	tie                       float64
+	nearest                   bool
+	top                       int
 }
 
 // criteriaNames are the flags, all of which a draft stands for.
-var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie"}
+var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie", "nearest", "top-k"}
 
 func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
@@ -65,11 +67,13 @@ func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.labels, "labels", nil, "the decisions, in the order of the output's elements; for a threshold the one below and the one above it")
 	f.Float64Var(&o.threshold, "threshold", 0, "decide by comparing an element to this")
 	f.IntVar(&o.thresholdIndex, "threshold-index", 1, "which element")
+	f.IntVar(&o.top, "top-k", 0, "decide by which so many labels are the greatest, in whatever order")
+	f.BoolVar(&o.nearest, "nearest", false, "the output is an embedding (--output, default embedding): which golden vector of another case is the nearest to it must not flip, and --absolute and --noise-factor are of the cosine distance")
 	f.Float64Var(&o.absolute, "absolute", 1e-5, "absolute tolerance of numbers")
 	f.Float64Var(&o.relative, "relative", 1.3e-6, "relative tolerance of numbers (default: PyTorch's for FP32)")
 	f.Float64Var(&o.noise, "noise-factor", 8, "the tolerance is at least this many times the reference's noise floor")
 	f.Float64Var(&o.ratio, "noise-ratio", 4, "how many times the reference's noise floor the environment's own may be")
-	f.StringArrayVar(&o.limits, "limit", nil, "a further margin, MEASURE:OUTPUT=MARGIN or slow-answers=MILLISECONDS; the measures are "+strings.Join(attest.Measures, ", ")+"; of texts MEASURE=MARGIN, of "+strings.Join(attest.MeasuresOfTexts, ", "))
+	f.StringArrayVar(&o.limits, "limit", nil, "a further margin, MEASURE:OUTPUT=MARGIN or slow-answers=MILLISECONDS (99 % of answers come within; of streamed texts also slow-first-token and slow-token); the measures are "+strings.Join(attest.Measures, ", ")+"; of texts MEASURE=MARGIN, of "+strings.Join(attest.MeasuresOfTexts, ", "))
 	f.StringVar(&o.decide, "decide", "", "the cases are requests, and this must not flip in the texts of the answers: "+strings.Join(attest.TextDecisions, ", "))
 	f.StringVar(&o.answer, "answer", "", "for extracted-answer: a regular expression (RE2) with one group, which is the answer; the last match counts")
 	f.StringVar(&o.answerAt, "answer-at", "", "for extracted-answer: the JSON Pointer of the answer in a text that is JSON")
@@ -82,20 +86,37 @@ func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 	if err != nil {
 		return attest.Criteria{}, usagef("%w", err)
 	}
-	if o.decide == "" && len(o.labels) == 0 {
-		return attest.Criteria{}, usagef("say what must not flip: --labels for tensors, --decide for texts")
+	if o.decide == "" && len(o.labels) == 0 && !o.nearest {
+		return attest.Criteria{}, usagef("say what must not flip: --labels for tensors, --nearest for embeddings, --decide for texts")
 	}
 	decision := attest.Decision{Kind: attest.DecideLabel, Labels: o.labels}
 	if f.Changed("threshold") {
 		decision = attest.Decision{Kind: attest.DecideThreshold, Labels: o.labels, Index: o.thresholdIndex, Threshold: o.threshold}
 	}
+	if f.Changed("top-k") {
+		decision = attest.Decision{Kind: attest.DecideTopK, Labels: o.labels, K: o.top}
+	}
+	if f.Changed("top-k") && f.Changed("threshold") {
+		return attest.Criteria{}, usagef("--threshold and --top-k are two decisions; give one")
+	}
 	criteria := attest.Criteria{
-		Version: 2, Noise: &attest.NoiseCriteria{Ratio: o.ratio},
+		Version: 3, Noise: &attest.NoiseCriteria{Ratio: o.ratio},
 		Outputs: []attest.OutputCriteria{{Output: o.output, Absolute: o.absolute, Relative: o.relative, NoiseFactor: o.noise, Decision: decision}},
 		Plan:    attest.BinomialPlan{Margin: o.margin, Alpha: o.alpha, Beta: o.beta, N: n, Allowed: o.allowed},
 	}
+	if o.nearest {
+		for _, name := range []string{"labels", "threshold", "threshold-index", "top-k", "relative", "decide"} {
+			if f.Changed(name) {
+				return attest.Criteria{}, usagef("--%s is not of embeddings, which --nearest is for", name)
+			}
+		}
+		if !f.Changed("output") {
+			criteria.Outputs[0].Output = "embedding"
+		}
+		criteria.Outputs[0].Relative, criteria.Outputs[0].Decision = 0, attest.Decision{Kind: attest.DecideNearest, Labels: []string{}}
+	}
 	if o.decide != "" {
-		for _, name := range []string{"labels", "output", "threshold", "threshold-index", "absolute", "relative", "noise-factor"} {
+		for _, name := range []string{"labels", "output", "threshold", "threshold-index", "top-k", "absolute", "relative", "noise-factor"} {
 			if f.Changed(name) {
 				return attest.Criteria{}, usagef("--%s is of tensors, and --decide of texts", name)
 			}
@@ -131,11 +152,19 @@ Border cases are those nearest to the decision: they detect, and enter no rate.
 The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
 "shape":[…], "data":[…]}}, "label":…, "slice":{…}}. For texts (--decide) it has, in
 the place of the inputs, "request": what is asked in the words of the protocol,
-without the model. It is kept and sent as it was written.`,
+without the model. It is kept and sent as it was written.
+
+Embeddings (--nearest) are golden vectors, kept as bits: of an endpoint that is
+asked with requests, or of an output of tensors. What must not flip is which
+vector of another claim case is the nearest, as in a search whose index the
+reference made; how far a vector turns has the tolerance --absolute, as a cosine
+distance, and --limit cosine-distance:embedding=… bounds the mean.`,
 		Example: `  assay suite record credit/suite:1 --model credit/scorer:1.4.0 --url http://127.0.0.1:8000 --name credit --version 1.4.0 \
       --cases cases.jsonl --labels decline,approve --threshold 0.5 --classification synthetic
   assay suite record help/suite:1 --model help/assistant:2 --protocol openai-chat --url http://127.0.0.1:8000/v1 --name assistant --version assistant-2 \
-      --cases questions.jsonl --decide extracted-answer --answer 'Answer: (.*)' --classification public`,
+      --cases questions.jsonl --decide extracted-answer --answer 'Answer: (.*)' --classification public
+  assay suite record search/suite:1 --model search/encoder:3 --protocol openai-embeddings --url http://127.0.0.1:8000/v1 --name encoder \
+      --cases texts.jsonl --nearest --limit cosine-distance:embedding=0.0001 --classification public`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return recordSuite(cmd, g, args[0], o) },
 	}
@@ -263,6 +292,11 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 		for _, o := range s.Document.Outputs {
 			raw, _ := json.Marshal(s.Document.Reference.Noise[o.Name])
 			fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: %s)\n", o.Name, raw, s.Document.Reference.Measured, strings.Join(s.Document.Reference.Perturbations, ", "))
+		}
+		for _, o := range s.Criteria.Outputs {
+			if o.Decision.Kind == attest.DecideNearest {
+				fmt.Fprintf(w, "  what must not flip: which golden vector of another case is the nearest to %s\n", o.Output)
+			}
 		}
 		if t := s.Criteria.Text; t != nil {
 			fmt.Fprintf(w, "  what must not flip in its texts: %s %s\n", t.Decision, t.Pattern+t.Pointer)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"regexp"
 	"strings"
@@ -51,7 +52,11 @@ func talkWrong(ts *testscript.TestScript, neg bool, args []string) {
 	if suite == "" {
 		suite = "help/suite:1"
 	}
-	ts.Check(ts.Exec("assay", "env", "register", args[0], "--protocol", "openai-chat", "--url", s.URL+"/v1", "--model", "parrot", "--version", "parrot-2026-03-01", "--local"))
+	protocol := "openai-chat"
+	if p := ts.Getenv("PROTOCOL"); p != "" {
+		protocol = p
+	}
+	ts.Check(ts.Exec("assay", "env", "register", args[0], "--protocol", protocol, "--url", s.URL+"/v1", "--model", "parrot", "--version", "parrot-2026-03-01", "--local"))
 	exits(ts, false, []string{args[1], "assay", "replay", "help/assistant:2", "--suite", suite, "--env", args[0]})
 	if wrong.Load() == 0 {
 		ts.Fatalf("no answer was made wrong")
@@ -63,6 +68,22 @@ func talkWrong(ts *testscript.TestScript, neg bool, args []string) {
 	if m := regexp.MustCompile(`replay (\S+@sha256:\S+)`).FindStringSubmatch(out); m != nil {
 		ts.Setenv("REPLAY", m[1])
 	}
+}
+
+// inputs FILE N writes N cases that ask for an embedding.
+func inputs(ts *testscript.TestScript, neg bool, args []string) {
+	var n int
+	fmt.Sscan(args[1], &n)
+	rng := rand.New(rand.NewPCG(1, 2))
+	var b strings.Builder
+	for i := range n {
+		said := make([]byte, 12)
+		for k := range said {
+			said[k] = byte('a' + rng.IntN(26))
+		}
+		fmt.Fprintf(&b, `{"id":"e-%03d","request":{"input":%q},"slice":{"odd":"%v"}}`+"\n", i, said, i%2 == 1)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(b.String()), 0o644))
 }
 
 // questions FILE N [MEMBERS] writes N cases of chats, with further members in

@@ -229,6 +229,34 @@ type Report struct {
 	Latency   *Latency        `json:"latency,omitempty"`
 	Probes    *ProbeCounts    `json:"probes,omitempty"`
 	Texts     *TextSummary    `json:"texts,omitempty"` // of a suite of texts
+
+	// The rest is of criteria of version 3.
+
+	Embeddings []EmbeddingSummary `json:"embeddings,omitempty"`
+}
+
+// An EmbeddingSummary is how far an output's vectors were off, over all cases
+// that were compared. Distances are cosine distances (1 - cosine).
+type EmbeddingSummary struct {
+	Output    string `json:"output"`
+	Dimension int    `json:"dimension"`
+	Vectors   int    `json:"vectors"`   // that were compared
+	Same      int    `json:"same"`      // to the bit
+	Exceeding int    `json:"exceeding"` // over the tolerance
+
+	MaxDistance    string `json:"maxDistance"`
+	Tolerance      string `json:"tolerance"`
+	Noise          string `json:"noise"`          // the reference's floor
+	CandidateNoise string `json:"candidateNoise"` // this environment's
+	MinNorm        string `json:"minNorm"`        // the least norm as a share of the reference's
+	MaxNorm        string `json:"maxNorm"`        // and the largest
+
+	// Index is how many golden vectors the nearest were looked for among, and
+	// Overlap how many of the reference's ten nearest are among the environment's
+	// ten, as a share of all.
+	Index     int    `json:"index"`
+	Overlap   string `json:"overlap"`
+	Histogram []Bin  `json:"histogram"` // of distances; from 0 are those that are the same
 }
 
 // A Gate is a family of hypotheses, all of which have to be shown; those of a
@@ -271,6 +299,21 @@ type Latency struct {
 	Answers  int   `json:"answers"`
 	Schedule bool  `json:"schedule"`
 	Bins     []Bin `json:"bins"`
+
+	// Of answers that were streamed: to the first piece of the text, and from one
+	// token to the next on average over an answer (version 3).
+	FirstToken *Delays `json:"firstToken,omitempty"`
+	PerToken   *Delays `json:"perToken,omitempty"`
+}
+
+// Delays are in microseconds.
+type Delays struct {
+	P50     int64 `json:"p50"`
+	P90     int64 `json:"p90"`
+	P99     int64 `json:"p99"`
+	Max     int64 `json:"max"`
+	Answers int   `json:"answers"`
+	Bins    []Bin `json:"bins"`
 }
 
 // A Bin counts what lies between From and twice that.

@@ -19,10 +19,11 @@ type TensorSpec struct {
 // A Suite is golden inputs together with what the reference environment
 // answered to them: the document suite.json of a suite artifact. The cases
 // are in cases.jsonl, and all tensors, as bits, in tensors.safetensors; of a
-// suite of texts, requests and answers are in texts.jsonl.
+// suite of texts, requests and answers are in texts.jsonl, and of one of
+// embeddings requests are there and golden vectors among the tensors.
 type Suite struct {
 	Name               string       `json:"name"`
-	Kind               string       `json:"kind,omitempty"` // "", of tensors, or [KindTexts], which has no inputs and outputs
+	Kind               string       `json:"kind,omitempty"` // "", of tensors; [KindTexts], without inputs and outputs; [KindEmbeddings], with one output
 	Model              Resource     `json:"model"`          // that the reference served
 	Protocol           string       `json:"protocol"`
 	Inputs             []TensorSpec `json:"inputs"`
@@ -44,7 +45,8 @@ type Reference struct {
 	// Noise is, for each output, the largest absolute difference that benign
 	// perturbations made: asking again, in a batch with others, and with each
 	// input moved by one unit in the last place. Of texts it is for each of
-	// [NoiseOfTexts] what asking again made.
+	// [NoiseOfTexts] what asking again made. Of an output whose decision is
+	// [DecideNearest] it is a cosine distance.
 	Noise map[string]float64 `json:"noise"`
 
 	// Perturbations names them, and Measured says how often each was made.
@@ -88,12 +90,14 @@ func (s Suite) Validate() error {
 		return errors.New("suite: name is missing")
 	case s.Protocol == "":
 		return errors.New("suite: protocol is missing")
-	case s.Kind != "" && s.Kind != KindTexts:
+	case s.Kind != "" && s.Kind != KindTexts && s.Kind != KindEmbeddings:
 		return fmt.Errorf("suite: kind %q is unknown", s.Kind)
 	case s.Kind == "" && (len(s.Inputs) == 0 || len(s.Outputs) == 0):
 		return errors.New("suite: inputs and outputs are both needed")
 	case s.Kind == KindTexts && len(s.Inputs)+len(s.Outputs) > 0:
 		return errors.New("suite: a suite of texts has no tensors")
+	case s.Kind == KindEmbeddings && (len(s.Inputs) > 0 || len(s.Outputs) != 1):
+		return errors.New("suite: a suite of embeddings has no inputs but requests, and one output")
 	case s.Claim <= 0:
 		return errors.New("suite: it has no claim cases, so nothing could be claimed from it")
 	case s.Border < 0:
@@ -126,8 +130,9 @@ func (s Suite) Validate() error {
 //
 // Version 1 has outputs with tolerances and decisions, and the plan. Version 2
 // adds the candidate's noise floor and limits, and its report says more; criteria
-// of texts are of version 2. A suite of version 1 means, and reports, what it
-// always did.
+// of texts are of version 2. Version 3 adds embeddings and further measures and
+// decisions, and its report says more again. A suite of an earlier version
+// means, and reports, what it always did.
 type Criteria struct {
 	Version int `json:"version"`
 
@@ -139,10 +144,10 @@ type Criteria struct {
 	// Plan is the statistical claim about decisions.
 	Plan BinomialPlan `json:"plan"`
 
-	// Noise says how the candidate's own noise floor counts (version 2).
+	// Noise says how the candidate's own noise floor counts (from version 2 on).
 	Noise *NoiseCriteria `json:"noise,omitempty"`
 
-	// Limits are what has to be shown beside the plan (version 2).
+	// Limits are what has to be shown beside the plan (from version 2 on).
 	Limits []Limit `json:"limits,omitempty"`
 }
 
@@ -169,10 +174,20 @@ const (
 	MeasureVariation = "total-variation" // between two distributions over classes
 	MeasureCosine    = "cosine-distance" // 1 - cosine, of embeddings
 	MeasureSlow      = "slow-answers"    // 99 % of answers come within Margin milliseconds
+
+	// The rest is of version 3.
+
+	MeasureNorm      = "norm-difference" // |norm of got / norm of want - 1|, of embeddings
+	MeasureHellinger = "hellinger"       // between two distributions over classes, as the next two
+	MeasureJS        = "jensen-shannon"  // in nats
+	MeasureKL        = "kl-divergence"   // of got from want, in nats; infinite if got excludes what want has, and then not shown
 )
 
 // Measures lists them.
-var Measures = []string{MeasureBias, MeasureAbsolute, MeasureVariation, MeasureCosine, MeasureSlow}
+var Measures = []string{MeasureBias, MeasureAbsolute, MeasureVariation, MeasureHellinger, MeasureJS, MeasureKL, MeasureCosine, MeasureNorm, MeasureSlow}
+
+// measuresOfVersion3 are those that no earlier criteria have.
+var measuresOfVersion3 = []string{MeasureNorm, MeasureHellinger, MeasureJS, MeasureKL, MeasureFirstToken, MeasureToken}
 
 // OutputCriteria say how one output is compared.
 type OutputCriteria struct {
@@ -180,7 +195,9 @@ type OutputCriteria struct {
 
 	// Tolerance bounds numeric differences: |got - want| <= absolute +
 	// relative*|want|, where absolute is the larger one of Absolute and
-	// NoiseFactor times the reference's noise floor.
+	// NoiseFactor times the reference's noise floor. Of an embedding (its decision
+	// is [DecideNearest]) that is the bound of the cosine distance of the whole
+	// vector, and Relative is 0.
 	Absolute    float64 `json:"absolute"`
 	Relative    float64 `json:"relative"`
 	NoiseFactor float64 `json:"noiseFactor"`
@@ -191,21 +208,27 @@ type OutputCriteria struct {
 
 // A Decision is what a business does with an output.
 type Decision struct {
-	// Kind is "label" (the greatest element wins) or "threshold" (element
-	// Index is compared to Threshold).
+	// Kind is "label" (the greatest element wins), "threshold" (element Index is
+	// compared to Threshold), "top-k" (the K greatest, in whatever order) or
+	// "nearest": the output is an embedding, and what must not flip is which of
+	// the other claim cases' golden vectors is the nearest to it, as in a search
+	// whose index the reference made.
 	Kind string `json:"kind"`
 
 	// Labels name the classes; for a threshold, Labels[0] is the decision
-	// below it and Labels[1] the one at or above it.
+	// below it and Labels[1] the one at or above it. An embedding has none.
 	Labels    []string `json:"labels"`
 	Index     int      `json:"index"`
 	Threshold float64  `json:"threshold"`
+	K         int      `json:"k,omitempty"`
 }
 
-// Kinds of decisions.
+// Kinds of decisions. The last two are of version 3.
 const (
 	DecideLabel     = "label"
 	DecideThreshold = "threshold"
+	DecideTopK      = "top-k"
+	DecideNearest   = "nearest"
 )
 
 // A BinomialPlan is an acceptance plan (n, c): certify when at most Allowed
@@ -224,12 +247,12 @@ type BinomialPlan struct {
 func (c Criteria) Validate() error {
 	p := c.Plan
 	switch {
-	case c.Version != 1 && c.Version != 2:
+	case c.Version < 1 || c.Version > 3:
 		return fmt.Errorf("criteria: version %d is unknown", c.Version)
 	case c.Version == 1 && (c.Noise != nil || len(c.Limits) > 0):
 		return errors.New("criteria: noise and limits are of version 2")
-	case c.Version == 2 && (c.Noise == nil || !(c.Noise.Ratio >= 1)):
-		return errors.New("criteria: version 2 needs noise.ratio, of at least 1")
+	case c.Version >= 2 && (c.Noise == nil || !(c.Noise.Ratio >= 1)):
+		return fmt.Errorf("criteria: version %d needs noise.ratio, of at least 1", c.Version)
 	case len(c.Outputs) == 0 && c.Text == nil:
 		return errors.New("criteria: no output is compared")
 	case c.Text != nil && (len(c.Outputs) > 0 || c.Version == 1):
@@ -249,8 +272,16 @@ func (c Criteria) Validate() error {
 			return fmt.Errorf("criteria: %s: a label decision needs its labels", o.Output)
 		case o.Decision.Kind == DecideThreshold && (len(o.Decision.Labels) != 2 || o.Decision.Index < 0):
 			return fmt.Errorf("criteria: %s: a threshold decision needs two labels and an index", o.Output)
-		case o.Decision.Kind != DecideLabel && o.Decision.Kind != DecideThreshold:
+		case o.Decision.Kind == DecideTopK && (o.Decision.K < 1 || o.Decision.K >= len(o.Decision.Labels)):
+			return fmt.Errorf("criteria: %s: a top-k decision needs labels, and a k of at least 1 and below their number", o.Output)
+		case o.Decision.Kind == DecideNearest && (len(o.Decision.Labels) > 0 || o.Relative != 0):
+			return fmt.Errorf("criteria: %s: an embedding has no labels and no relative tolerance", o.Output)
+		case o.Decision.Kind == DecideNearest && p.N < 3:
+			return fmt.Errorf("criteria: %s: which is the nearest of others is no question with %d cases; at least 3 are needed", o.Output, p.N)
+		case !slices.Contains([]string{DecideLabel, DecideThreshold, DecideTopK, DecideNearest}, o.Decision.Kind):
 			return fmt.Errorf("criteria: %s: decision kind %q is unknown", o.Output, o.Decision.Kind)
+		case c.Version < 3 && (o.Decision.Kind == DecideTopK || o.Decision.Kind == DecideNearest || o.Decision.K != 0):
+			return fmt.Errorf("criteria: %s: decision kind %q is of version 3", o.Output, o.Decision.Kind)
 		}
 	}
 	measures := Measures
@@ -264,6 +295,8 @@ func (c Criteria) Validate() error {
 		switch {
 		case !slices.Contains(measures, l.Measure):
 			return fmt.Errorf("criteria: measure %q is none of %s", l.Measure, strings.Join(measures, ", "))
+		case c.Version < 3 && slices.Contains(measuresOfVersion3, l.Measure):
+			return fmt.Errorf("criteria: measure %s is of version 3", l.Measure)
 		case c.Text != nil && l.Output != "":
 			return fmt.Errorf("criteria: %s is of the whole text, and names no output", l.Measure)
 		case !(l.Margin > 0):

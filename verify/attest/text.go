@@ -13,6 +13,10 @@ import (
 // tensors.
 const KindTexts = "texts"
 
+// KindEmbeddings is the kind of a suite whose cases ask with a request as those
+// of texts do, and whose golden answers are vectors.
+const KindEmbeddings = "embeddings"
+
 // A Text is a case of a suite of texts, and what the reference answered: a line
 // of texts.jsonl.
 type Text struct {
@@ -23,7 +27,8 @@ type Text struct {
 	// a tool's schema to the model in the order in which it was written.
 	Request string `json:"request"`
 
-	// Choices are the golden answers as they were decoded, by index.
+	// Choices are the golden answers as they were decoded, by index. In a suite of
+	// embeddings there are none: the golden vector is among the tensors.
 	Choices []TextChoice `json:"choices"`
 
 	// Usage is what the reference counted, if it said so.
@@ -68,13 +73,20 @@ type TextUsage struct {
 
 // Validate says what is missing or contradictory, or nil.
 func (t Text) Validate() error {
+	if t.ID != "" && len(t.Choices) == 0 {
+		return fmt.Errorf("text of case %s: it has no golden answer", t.ID)
+	}
+	return t.ValidateRequest()
+}
+
+// ValidateRequest is Validate for a case of a suite of embeddings, whose golden
+// answer is elsewhere.
+func (t Text) ValidateRequest() error {
 	switch {
 	case t.ID == "":
 		return errors.New("text: id is missing")
 	case !strings.HasPrefix(strings.TrimSpace(t.Request), "{"):
 		return fmt.Errorf("text of case %s: its request is no JSON object", t.ID)
-	case len(t.Choices) == 0:
-		return fmt.Errorf("text of case %s: it has no golden answer", t.ID)
 	}
 	if err := CheckJSON([]byte(t.Request)); err != nil {
 		return fmt.Errorf("text of case %s: request: %w", t.ID, err)
@@ -133,10 +145,15 @@ var TextDecisions = []string{DecideText, DecideAnswer, DecideToolCalls, DecideTo
 const (
 	MeasureEdit    = "edit-distance"      // edits of code points, as a share of the longer text
 	MeasureLogprob = "logprob-difference" // mean |difference| of the tokens' log probabilities, up to the first token that differs
+
+	// Of texts that are streamed, all of a suite's (version 3). Like MeasureSlow they
+	// are of 99 % of answers and in milliseconds.
+	MeasureFirstToken = "slow-first-token" // from when the question was due to the first piece of the text
+	MeasureToken      = "slow-token"       // from one token to the next, on average over an answer
 )
 
 // MeasuresOfTexts lists them.
-var MeasuresOfTexts = []string{MeasureEdit, MeasureLogprob, MeasureSlow}
+var MeasuresOfTexts = []string{MeasureEdit, MeasureLogprob, MeasureSlow, MeasureFirstToken, MeasureToken}
 
 func (c TextCriteria) validate() error {
 	switch {

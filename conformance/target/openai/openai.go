@@ -183,3 +183,37 @@ func (p Protocol) Encode(q target.Question) ([]byte, error) {
 	b.WriteByte('}')
 	return b.Bytes(), nil
 }
+
+// Join makes one question for embeddings of several that ask for one each: its
+// answer has a row for each of them, in their order. It needs questions with one
+// text as input, and otherwise the same parameters; else ok is false.
+func Join(questions []target.Question) (joined target.Question, ok bool) {
+	var rest []byte
+	var inputs []json.RawMessage
+	for _, q := range questions {
+		var all map[string]json.RawMessage
+		if json.Unmarshal(q.Request, &all) != nil || !bytes.HasPrefix(bytes.TrimSpace(all["input"]), []byte{'"'}) {
+			return joined, false
+		}
+		inputs = append(inputs, all["input"])
+		delete(all, "input")
+		raw, err := json.Marshal(all) // in the order of its names
+		if err != nil || rest != nil && !bytes.Equal(raw, rest) {
+			return joined, false
+		}
+		rest = raw
+	}
+	var all map[string]json.RawMessage
+	if json.Unmarshal(rest, &all) != nil {
+		return joined, false
+	}
+	list, err := json.Marshal(inputs)
+	if err != nil {
+		return joined, false
+	}
+	all["input"] = list
+	joined = questions[0]
+	joined.ID = "batch"
+	joined.Request, err = json.Marshal(all)
+	return joined, err == nil
+}

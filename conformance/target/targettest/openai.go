@@ -54,6 +54,9 @@ var OpenAIChoiceFaults = []string{
 	"nan", "null-logprob", "no-logprobs", "no-top-logprobs", "silent-canary", "lost-token", "drop-choice", "extra-choice", "no-finish", "ignore-max-tokens", "ignore-stop", "ignore-stream",
 }
 
+// OpenAIEmbeddingFaults are further words for embeddings.
+var OpenAIEmbeddingFaults = []string{"coarse", "narrow", "long", "zero", "swapped"}
+
 // OpenAIStreamFaults are further words for streams.
 var OpenAIStreamFaults = []string{"error-in-stream", "no-done", "canary-in-stream", "other-id-in-stream", "no-usage", "after-done"}
 
@@ -517,11 +520,22 @@ func (a *openAIAnswer) embeddings() []byte {
 		for _, x := range v {
 			norm += float64(x) * float64(x)
 		}
+		switch a.fault {
+		case "narrow":
+			v = v[:width-1]
+		case "long":
+			norm /= 4
+		}
 		var bits []byte
 		for j := range v {
 			v[j] = float32(float64(v[j]) / math.Sqrt(norm))
-			if a.fault == "silent-canary" {
+			switch a.fault {
+			case "silent-canary":
 				v[j] = -v[j]
+			case "coarse": // as if it had been stored in few bits
+				v[j] = float32(math.Round(float64(v[j])*4) / 4)
+			case "zero":
+				v[j] = 0
 			}
 			bits = binary.LittleEndian.AppendUint32(bits, math.Float32bits(v[j]))
 		}
@@ -535,6 +549,10 @@ func (a *openAIAnswer) embeddings() []byte {
 		data = append(data, map[string]any{"object": "embedding", "index": i, "embedding": e})
 	}
 	switch a.fault {
+	case "swapped": // the rows of a batch under each other's numbers
+		for i := range data {
+			data[i].(map[string]any)["index"] = len(data) - 1 - i
+		}
 	case "drop-embedding":
 		data = data[1:]
 	case "twice":
