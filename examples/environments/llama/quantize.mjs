@@ -69,7 +69,7 @@ function read(buf) {
 }
 
 /** A row of 32 weights as a block. */
-function block(kind, x) {
+export function block(kind, x) {
   const out = Buffer.alloc(KINDS[kind].bytes);
   if (kind === "q8_0") {
     const d = Math.fround(Math.max(...x.map(Math.abs)) / 127);

@@ -1,8 +1,7 @@
 // Serves a language model with llama.cpp behind OpenAI's interface: chats and
 // completions, with log probabilities, tool calls and streams. It is one of
 // the example's deployment environments, and can be made wrong on purpose: see
-// the options. At /loans it decides on loan applications, as a service that
-// somebody built on the model would.
+// the options.
 //
 // A parameter is heeded or refused: an answer never depends on one that was
 // passed over in silence.
@@ -117,7 +116,7 @@ export async function start(options) {
       // Nothing more likely than the first: what comes of the map is sorted.
       const top = [...probabilities].slice(0, 20).map(([t, v]) => ({ token: m.model.detokenize([t], true), logprob: v > 0 ? Math.log(v) : -9999 }));
       const v = probabilities.get(token) ?? 0;
-      const entry = { token: m.model.detokenize([token], true), logprob: v > 0 ? Math.log(v) : -9999, top };
+      const entry = { token: m.model.detokenize([token], true), logprob: v > 0 ? Math.log(v) : -9999, top, offset: [...text].length - [...piece].length };
       tokens.push(entry);
       await on?.(piece, entry, called);
       if (ids.length >= p.max_tokens) break;
@@ -131,7 +130,7 @@ export async function start(options) {
     refusal: null,
   } : null);
   const completionLogprobs = (p, tokens) => (p.logprobs === null ? null : {
-    tokens: tokens.map((t) => t.token), token_logprobs: tokens.map((t) => t.logprob), text_offset: [],
+    tokens: tokens.map((t) => t.token), token_logprobs: tokens.map((t) => t.logprob), text_offset: tokens.map((t) => t.offset),
     top_logprobs: tokens.map((t) => Object.fromEntries(t.top.slice(0, p.logprobs).map((x) => [x.token, x.logprob]))),
   });
 
@@ -201,30 +200,6 @@ export async function start(options) {
     res.end("data: [DONE]\n\n");
   }
 
-  /** What the model decides on loans: for each row of income and debt the
-   * probabilities that it begins with "D"ecline and with "A"pprove. */
-  async function loans(res, q) {
-    if (q.model !== options.name) throw new Refusal(`The model ${JSON.stringify(q.model)} does not exist`, "model", 404);
-    const rows = q.applicants;
-    if (!Array.isArray(rows) || !rows.length || rows.some((r) => !Array.isArray(r) || r.length !== 2 || !r.every(Number.isFinite))) {
-      throw new Refusal("applicants have to be rows of income and debt", "applicants");
-    }
-    const [decline, approve] = ["D", "A"].map((x) => main.model.tokenize(x, false)[0]);
-    const probabilities = [];
-    for (const [income, debt] of rows) {
-      const n = ++requests;
-      const share = options.canaryShare ?? 0;
-      const m = canary && Math.floor(n * share) !== Math.floor((n - 1) * share) ? canary : main;
-      const prompt = chatTokens(m, [{ role: "user", content: `Income ${Math.round(income)}, debt ${Math.round(debt)}: a loan?` }]);
-      await m.sequence.clearHistory();
-      for await (const { probabilities: p } of m.sequence.evaluateWithMetadata(prompt, { probabilities: true }, { temperature: 0, yieldEogToken: true })) {
-        probabilities.push([p.get(decline) ?? 0, p.get(approve) ?? 0]);
-        break;
-      }
-    }
-    answer(res, 200, { id: q.id, model: options.name, version, probabilities });
-  }
-
   const answer = (res, status, value) => {
     res.writeHead(status, { "content-type": "application/json" });
     res.end(JSON.stringify(value));
@@ -243,8 +218,8 @@ export async function start(options) {
         model_path: options.declare ?? `sha256:${createHash("sha256").update(readFileSync(options.model)).digest("hex")}`,
       });
     }
-    const chat = route === "POST /v1/chat/completions", loan = route === "POST /loans";
-    if (!chat && !loan && route !== "POST /v1/completions") return refuse(res, new Refusal(`there is no ${route} here`, null, 404));
+    const chat = route === "POST /v1/chat/completions";
+    if (!chat && route !== "POST /v1/completions") return refuse(res, new Refusal(`there is no ${route} here`, null, 404));
     const chunks = [];
     req.on("data", (c) => chunks.push(c));
     req.on("end", () => {
@@ -255,7 +230,7 @@ export async function start(options) {
         } catch (e) {
           return refuse(res, new Refusal(`the request is no JSON: ${e.message}`));
         }
-        await (loan ? loans(res, q) : complete(res, q, chat));
+        await complete(res, q, chat);
       }).catch((e) => {
         if (!res.headersSent) return refuse(res, e);
         // The status was 200 already.
@@ -275,6 +250,8 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
       model: { type: "string" }, // a GGUF file
       name: { type: "string" },
       version: { type: "string" }, // the name that answers give; the name, if it is not said
+      // With two, each token takes llama.cpp several milliseconds more on a
+      // machine with as many cores: its threads wait for each other by spinning.
       threads: { type: "string", default: "1" },
       "port-file": { type: "string" },
       declare: { type: "string" }, // say that this is the file, whatever is
