@@ -23,19 +23,48 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 		if err != nil {
 			return text
 		}
-		return percent(x)
+		return typeset(short(strconv.FormatFloat(100*x, 'g', -1, 64)) + " %")
 	},
-	"short": func(text string) string {
-		x, err := strconv.ParseFloat(text, 64)
-		if err != nil {
-			return text
-		}
-		return strconv.FormatFloat(x, 'g', 3, 64)
-	},
-	"complement": complement,
+	"short":      short,
+	"typeset":    typeset,
+	"plain":      plainMetrics,
+	"complement": func(beta string) string { return typeset(complement(beta)) },
 	"micros":     micros,
 	"errorPlot":  errorPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot,
 }).Parse(pageText))
+
+// short renders a number with three digits; the document has them all. Counts
+// stay as they are.
+func short(text string) string {
+	x, err := strconv.ParseFloat(text, 64)
+	switch {
+	case err != nil || !strings.ContainsAny(text, ".eE"):
+		return strings.NewReplacer("+", "", "inf", "∞", "Inf", "∞").Replace(text)
+	case math.Abs(x) >= 1000 && math.Abs(x) < 1e6:
+		return strconv.FormatFloat(x, 'f', 0, 64)
+	}
+	return strconv.FormatFloat(x, 'g', 3, 64)
+}
+
+// typeset keeps a number and its percent sign on one line.
+func typeset(text string) string { return strings.ReplaceAll(text, " %", "\u00a0%") }
+
+// plainMetrics are the measures that do not repeat what the table of the gates
+// says.
+func plainMetrics(r attest.Report) (list []attest.Metric) {
+	gates := map[string]bool{}
+	for _, g := range r.Gates {
+		for _, h := range g.Hypotheses {
+			gates[metricOf(g, h)] = true
+		}
+	}
+	for _, m := range r.Metrics {
+		if !gates[m.Name] {
+			list = append(list, m)
+		}
+	}
+	return list
+}
 
 // reportHTML renders a report as one page that needs nothing else: no script, no
 // font, no picture from elsewhere.
@@ -93,16 +122,17 @@ func plot(title, axis string, bars []bar, marks []mark, label func(bucket int) s
 			first, last = min(first, compare.Bucket(m.at)), max(last, compare.Bucket(m.at))
 		}
 	}
-	left := 14
+	left := 30 // the first label leans out to the left
 	if zero >= 0 {
 		left += barWidth + 18
 	}
 	width := left + (last-first+1)*barWidth + 40
-	width = max(width, 480) // the names of the axes fit
+	width = max(width, 480)   // the names of the axes fit
+	top := 20 + 14*len(marks) // the names of the marks stand above the bars
 	var s strings.Builder
 	fmt.Fprintf(&s, `<figure><figcaption>%s</figcaption><svg viewBox="0 0 %d %d" width="%d" role="img" aria-label="%s">`,
-		template.HTMLEscapeString(title), width, plotHeight+96, width, template.HTMLEscapeString(title))
-	base := plotHeight + 34
+		template.HTMLEscapeString(title), width, top+plotHeight+68, width, template.HTMLEscapeString(title))
+	base := top + plotHeight
 	draw := func(x int, b bar, text string) {
 		height := max(b.count*plotHeight/most, 1)
 		if b.count == 0 {
@@ -125,7 +155,7 @@ func plot(title, axis string, bars []bar, marks []mark, label func(bucket int) s
 		}
 	}
 	if zero >= 0 {
-		draw(10, bar{count: zero}, "0")
+		draw(26, bar{count: zero}, "0")
 	}
 	for _, b := range bars {
 		if b.bucket > 0 {
@@ -183,7 +213,7 @@ func errorPlot(n attest.NumericSummary) template.HTML {
 }
 
 // flipPlot is how many cases lie how near to another decision, and flip.
-func flipPlot(list []attest.DistanceCount) template.HTML {
+func flipPlot(list []attest.DistanceCount, texts *attest.TextSummary) template.HTML {
 	var bars []bar
 	for _, d := range list {
 		from, err := strconv.ParseFloat(d.From, 64)
@@ -192,7 +222,11 @@ func flipPlot(list []attest.DistanceCount) template.HTML {
 		}
 		bars = append(bars, bar{bucket: bucketAbove(from), count: d.Cases, marked: d.Flips})
 	}
-	return plot("Cases by how near the reference is to another decision; flips in red", "distance to the decision, each bar up to twice its label", bars, nil, power2)
+	axis := "distance to the decision"
+	if texts != nil {
+		axis = "lead in log probability over another token"
+	}
+	return plot("Cases by how near the reference is to another decision; flips in red", axis+", each bar up to twice its label; above it cases, or flips/cases", bars, nil, power2)
 }
 
 // latencyPlot is the histogram of delays.
