@@ -131,7 +131,7 @@ func plot(title, axis string, bars []bar, marks []mark, label func(bucket int) s
 	top := 20 + 14*len(marks) // the names of the marks stand above the bars
 	var s strings.Builder
 	fmt.Fprintf(&s, `<figure><figcaption>%s</figcaption><svg viewBox="0 0 %d %d" width="%d" role="img" aria-label="%s">`,
-		template.HTMLEscapeString(title), width, top+plotHeight+68, width, template.HTMLEscapeString(title))
+		template.HTMLEscapeString(title), width, top+plotHeight+44, width, template.HTMLEscapeString(title))
 	base := top + plotHeight
 	draw := func(x int, b bar, text string) {
 		height := max(b.count*plotHeight/most, 1)
@@ -175,7 +175,7 @@ func plot(title, axis string, bars []bar, marks []mark, label func(bucket int) s
 		fmt.Fprintf(&s, `<line class="%s" x1="%d" x2="%d" y1="%d" y2="%d"/><text class="mark %s" x="%d" y="%d">%s</text>`,
 			m.class, x, x, y+2, base, m.class, min(x+4, width-4), y+4, template.HTMLEscapeString(m.label))
 	}
-	fmt.Fprintf(&s, `<text class="axisname" x="%d" y="%d">%s</text></svg></figure>`, 8, base+56, template.HTMLEscapeString(axis))
+	fmt.Fprintf(&s, `</svg><p class="axisname">%s</p></figure>`, template.HTMLEscapeString(axis))
 	return template.HTML(s.String())
 }
 
