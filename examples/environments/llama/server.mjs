@@ -6,7 +6,7 @@
 // A parameter is heeded or refused: an answer never depends on one that was
 // passed over in silence.
 import { createHash, randomUUID } from "node:crypto";
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync, realpathSync, renameSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -243,7 +243,7 @@ export async function start(options) {
   return server;
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const { values: v } = parseArgs({
     options: {
       addr: { type: "string", default: "127.0.0.1:0" },
