@@ -4,7 +4,7 @@
 # the same model rounded to 4 bits, alone or for a tenth of the questions?
 #
 # What is compared is the text of each answer, to the byte, and the log
-# probabilities of its tokens. Exits 0 only if every environment came out as it
+# probabilities of its tokens; every other answer is streamed. Exits 0 only if every environment came out as it
 # must.
 #
 #   OFF=q8_0|q4_0|canary   leave this defect out; the script must fail then
@@ -98,5 +98,6 @@ printf '\n  %s\n' "$(field claim <threads.certify.json)"
 for env in eight four rollout; do
 	[ "${verdict[$env]}" = REJECTED ] || fail "$env does not behave as the reference, and was ${verdict[$env]}"
 done
+grep -q 'logprob-difference is .* at most 0.001 is allowed' four.html || fail "the refusal of four does not speak of its log probabilities"
 
 step "3. The same file is certified, and each rounding of it is found."

@@ -87,7 +87,8 @@ TOOL_MARK = "\0"
 
 def questions(r):
     """Questions with their answer begun where it is decided: the model has to go
-    on with the word that matters. Half of them are sums, of which it is not sure."""
+    on with the word that matters. Half of them are sums, of which it is not sure;
+    every other answer is to be streamed."""
     lines, seen, sums = [], set(), 0
     while len(lines) < 400:
         kind, question, want = dialogue(r)
@@ -96,7 +97,7 @@ def questions(r):
         seen.add(question)
         sums += kind == "sum"
         begun = want[:want.rindex(" ") + 1] if kind in ("sum", "capital") else ""
-        lines.append({"id": "question-%04d" % len(lines), "request": {"prompt": "<|user|>%s<|end|><|assistant|>%s" % (question, begun)},
+        lines.append({"id": "question-%04d" % len(lines), "request": {"prompt": "<|user|>%s<|end|><|assistant|>%s" % (question, begun), "stream": len(lines) % 2 == 1},
                       "slice": {"kind": kind}, "label": want[len(begun):]})
     return lines
 
