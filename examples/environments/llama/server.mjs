@@ -1,5 +1,6 @@
 // Serves a language model with llama.cpp behind OpenAI's interface: chats and
-// completions, with log probabilities, tool calls and streams. It is one of
+// completions, with log probabilities, tool calls and streams, and embeddings,
+// which are the last token's state in front of the output. It is one of
 // the example's deployment environments, and can be made wrong on purpose: see
 // the options.
 //
@@ -20,6 +21,12 @@ class Refusal extends Error {
   }
 }
 
+/** What is made when it is first asked for. */
+function once(make) {
+  let made;
+  return () => (made ??= make());
+}
+
 /** A model that is loaded, and one context of it. */
 async function load(llama, path, threads) {
   const model = await llama.loadModel({ modelPath: path });
@@ -29,6 +36,7 @@ async function load(llama, path, threads) {
     model, sequence: context.getSequence(), size: model.trainContextSize,
     template: info.metadata.tokenizer.chat_template, fileType: info.metadata.general.file_type,
     special: (text) => model.tokenize(text, true)[0],
+    embeddings: once(() => model.createEmbeddingContext({ contextSize: model.trainContextSize, batchSize: model.trainContextSize, threads })),
   };
 }
 
@@ -48,6 +56,9 @@ const CHAT = {
   tools: [Array.isArray, []], tool_choice: [only("auto", "none"), "auto"], parallel_tool_calls: [only(true, false), true],
 };
 const COMPLETION = { ...PARAMETERS, prompt: [(v) => typeof v === "string"], logprobs: [(v) => v === null || whole(0, 20)(v), null] };
+const EMBEDDINGS = {
+  input: [(v) => typeof v === "string" || (Array.isArray(v) && v.length > 0 && v.every((s) => typeof s === "string"))], encoding_format: [only("float", "base64"), "float"],
+};
 
 function parameters(table, q) {
   for (const k of Object.keys(q)) {
@@ -147,9 +158,7 @@ export async function start(options) {
   async function complete(res, q, chat) {
     if (q.model !== options.name && q.model !== version) throw new Refusal(`The model ${JSON.stringify(q.model)} does not exist`, "model", 404);
     const p = parameters(chat ? CHAT : COMPLETION, q);
-    const n = ++requests;
-    const share = options.canaryShare ?? 0;
-    const m = canary && Math.floor(n * share) !== Math.floor((n - 1) * share) ? canary : main;
+    const m = chosen();
     let prompt = chat ? chatTokens(m, p.messages) : m.model.tokenize("<s>" + p.prompt, true);
     if (prompt.length >= m.size) {
       if (!options.cut) throw new Refusal(`This model's context is ${m.size} tokens, and the question has ${prompt.length}`, "messages");
@@ -200,6 +209,32 @@ export async function start(options) {
     res.end("data: [DONE]\n\n");
   }
 
+  /** The model that answers the next question. */
+  function chosen() {
+    const n = ++requests, share = options.canaryShare ?? 0;
+    return canary && Math.floor(n * share) !== Math.floor((n - 1) * share) ? canary : main;
+  }
+
+  async function embed(res, q) {
+    if (q.model !== options.name && q.model !== version) throw new Refusal(`The model ${JSON.stringify(q.model)} does not exist`, "model", 404);
+    const p = parameters(EMBEDDINGS, q);
+    const m = chosen(), context = await m.embeddings();
+    const data = [];
+    let count = 0;
+    for (const text of [p.input].flat()) {
+      let tokens = m.model.tokenize("<s>" + text, true);
+      if (tokens.length >= m.size) {
+        if (!options.cut) throw new Refusal(`This model's context is ${m.size} tokens, and an input has ${tokens.length}`, "input");
+        tokens = tokens.slice(-Math.floor(m.size / 2));
+      }
+      count += tokens.length;
+      const { vector } = await context.getEmbeddingFor(tokens);
+      const embedding = p.encoding_format === "float" ? vector : Buffer.from(Float32Array.from(vector).buffer).toString("base64");
+      data.push({ object: "embedding", index: data.length, embedding });
+    }
+    answer(res, 200, { object: "list", data, model: version, usage: { prompt_tokens: count, total_tokens: count } });
+  }
+
   const answer = (res, status, value) => {
     res.writeHead(status, { "content-type": "application/json" });
     res.end(JSON.stringify(value));
@@ -219,7 +254,8 @@ export async function start(options) {
       });
     }
     const chat = route === "POST /v1/chat/completions";
-    if (!chat && route !== "POST /v1/completions") return refuse(res, new Refusal(`there is no ${route} here`, null, 404));
+    const embeddings = route === "POST /v1/embeddings";
+    if (!chat && !embeddings && route !== "POST /v1/completions") return refuse(res, new Refusal(`there is no ${route} here`, null, 404));
     const chunks = [];
     req.on("data", (c) => chunks.push(c));
     req.on("end", () => {
@@ -230,7 +266,7 @@ export async function start(options) {
         } catch (e) {
           return refuse(res, new Refusal(`the request is no JSON: ${e.message}`));
         }
-        await complete(res, q, chat);
+        await (embeddings ? embed(res, q) : complete(res, q, chat));
       }).catch((e) => {
         if (!res.headersSent) return refuse(res, e);
         // The status was 200 already.
