@@ -3,8 +3,11 @@ package conformance
 import (
 	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
 
 	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/conformance/stats"
@@ -237,17 +240,30 @@ func (j *judge) describe() {
 			P50: h.ValueAtQuantile(50), P90: h.ValueAtQuantile(90), P99: h.ValueAtQuantile(99), Max: h.Max(),
 			Answers: int(h.TotalCount()), Schedule: j.scheduled,
 		}
-		counts := map[int]int{}
-		for _, bar := range h.Distribution() {
-			if bar.Count > 0 {
-				counts[compare.Bucket(float64(bar.From))] += int(bar.Count)
-			}
-		}
-		for b := range 64 {
-			if counts[b] > 0 {
-				l.Bins = append(l.Bins, attest.Bin{From: format(compare.From(b)), Count: counts[b]})
-			}
-		}
+		l.Bins = bins(h)
 		r.Latency = l
 	}
+}
+
+// bins counts delays by powers of two microseconds. The buckets of [compare] are
+// not for these: they are made for small differences, and end at 2^14.
+func bins(h *hdrhistogram.Histogram) (list []attest.Bin) {
+	var counts [64]int
+	zero := 0
+	for _, bar := range h.Distribution() {
+		if bar.From <= 0 {
+			zero += int(bar.Count)
+		} else {
+			counts[bits.Len64(uint64(bar.From))-1] += int(bar.Count)
+		}
+	}
+	if zero > 0 {
+		list = append(list, attest.Bin{From: "0", Count: zero})
+	}
+	for b, n := range counts {
+		if n > 0 {
+			list = append(list, attest.Bin{From: format(float64(uint64(1) << b)), Count: n})
+		}
+	}
+	return list
 }

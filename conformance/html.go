@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"html/template"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -114,13 +114,12 @@ func plot(title, axis string, bars []bar, marks []mark, label func(bucket int) s
 		}
 		first, last, most = min(first, b.bucket), max(last, b.bucket), max(most, b.count)
 	}
+	marks = slices.DeleteFunc(marks, func(m mark) bool { return !(m.at > 0) || math.IsInf(m.at, 1) })
 	for _, m := range marks {
-		if m.at > 0 {
-			if first == 0 {
-				first, last = compare.Bucket(m.at), compare.Bucket(m.at)
-			}
-			first, last = min(first, compare.Bucket(m.at)), max(last, compare.Bucket(m.at))
+		if first == 0 {
+			first, last = octave(m.at), octave(m.at)
 		}
+		first, last = min(first, octave(m.at)), max(last, octave(m.at))
 	}
 	left := 30 // the first label leans out to the left
 	if zero >= 0 {
@@ -164,12 +163,9 @@ func plot(title, axis string, bars []bar, marks []mark, label func(bucket int) s
 	}
 	fmt.Fprintf(&s, `<line class="axis" x1="6" x2="%d" y1="%d" y2="%d"/>`, width-34, base, base)
 	for i, m := range marks {
-		if !(m.at > 0) || first == 0 {
-			continue
-		}
 		// Within a bucket the axis is linear.
-		b := compare.Bucket(m.at)
-		share := math.Min(1, math.Max(0, m.at/compare.From(b)-1))
+		b := octave(m.at)
+		share := math.Min(1, math.Max(0, m.at/octaveFrom(b)-1))
 		x := left + (b-first)*barWidth + int(share*barWidth)
 		y := 12 + 14*i
 		fmt.Fprintf(&s, `<line class="%s" x1="%d" x2="%d" y1="%d" y2="%d"/><text class="mark %s" x="%d" y="%d">%s</text>`,
@@ -196,10 +192,21 @@ func bucketAbove(from float64) int {
 	if from == 0 {
 		return 0
 	}
-	return compare.Bucket(from * (1 + 1e-8))
+	return octave(from * (1 + 1e-8))
 }
 
-func power2(bucket int) string { return strconv.FormatFloat(compare.From(bucket), 'g', 2, 64) }
+// octave numbers the powers of two from 1 on; 0 is left for what is exactly 0.
+func octave(x float64) int {
+	if x == 0 {
+		return 0
+	}
+	return math.Ilogb(x) + 1075
+}
+
+// octaveFrom is the smallest number of an octave.
+func octaveFrom(n int) float64 { return math.Ldexp(1, n-1075) }
+
+func power2(bucket int) string { return strconv.FormatFloat(octaveFrom(bucket), 'g', 2, 64) }
 
 // errorPlot is the histogram of numeric differences against floor and tolerance.
 func errorPlot(n attest.NumericSummary) template.HTML {
@@ -234,6 +241,6 @@ func latencyPlot(l *attest.Latency) template.HTML {
 	return plot("Latency, from when a question was "+due(l.Schedule), "time to the whole answer, each bar up to twice its label", binBars(l.Bins), []mark{
 		{float64(l.P50), "p50", "floor"}, {float64(l.P99), "p99", "tolerance"},
 	}, func(bucket int) string {
-		return (time.Duration(compare.From(bucket)) * time.Microsecond).Round(time.Microsecond).String()
+		return (time.Duration(octaveFrom(bucket)) * time.Microsecond).Round(time.Microsecond).String()
 	})
 }
