@@ -26,7 +26,6 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 		return typeset(short(strconv.FormatFloat(100*x, 'g', -1, 64)) + " %")
 	},
 	"short":      short,
-	"typeset":    typeset,
 	"plain":      plainMetrics,
 	"complement": func(beta string) string { return typeset(complement(beta)) },
 	"micros":     micros,
