@@ -37,8 +37,12 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 func short(text string) string {
 	x, err := strconv.ParseFloat(text, 64)
 	switch {
-	case err != nil || !strings.ContainsAny(text, ".eE"):
-		return strings.NewReplacer("+", "", "inf", "∞", "Inf", "∞").Replace(text)
+	case err != nil:
+		return text
+	case math.IsInf(x, 1):
+		return "∞"
+	case !strings.ContainsAny(text, ".eE"):
+		return text
 	case math.Abs(x) >= 1000 && math.Abs(x) < 1e6:
 		return strconv.FormatFloat(x, 'f', 0, 64)
 	}
