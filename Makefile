@@ -44,12 +44,13 @@ test: deps tools lint ## install what the tests need and run them all, with the 
 	go test -race -timeout 20m ./...
 	cd $(GOMLX) && go test -race -timeout 5m ./...
 	cd $(OPENAI) && go test -race -timeout 5m ./...
-	@if command -v npm >/dev/null; then for e in $(NODE); do (cd examples/environments/$$e && npm test --silent) || exit 1; done; fi
+	@for e in $(NODE); do (cd examples/environments/$$e && $(CURDIR)/scripts/with-node npm test --silent) || exit 1; done
 	scripts/demo-test
-	scripts/examples-test regulated-credit 'int8=phone does not behave as the reference, and was CERTIFIED' \
+	scripts/with-node scripts/examples-test regulated-credit 'int8=phone does not behave as the reference, and was CERTIFIED' \
 		'canary=rollout does not behave as the reference, and was CERTIFIED' 'threshold=partner does not behave as the reference, and was CERTIFIED'
-	@if command -v npm >/dev/null; then scripts/examples-test language-model 'q4_0=rounded does not behave as the reference, and was CERTIFIED' \
-		'canary=rollout does not behave as the reference, and was CERTIFIED'; fi
+	scripts/with-node scripts/examples-test language-model 'q8_0=eight does not behave as the reference, and was CERTIFIED' \
+		'q4_0=four does not behave as the reference, and was CERTIFIED' \
+		'canary=rollout does not behave as the reference, and was CERTIFIED'
 
 .PHONY: lint
 lint: tools ## formatting, vet, staticcheck, buf lint, and that generated code is current

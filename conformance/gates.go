@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 	"time"
 
@@ -306,17 +307,24 @@ func (j *judge) describe() {
 	}
 }
 
-// bins counts delays by powers of two.
+// bins counts delays by powers of two microseconds. The buckets of [compare] are
+// not for these: they are made for small differences, and end at 2^14.
 func bins(h *hdrhistogram.Histogram) (list []attest.Bin) {
-	counts := map[int]int{}
+	var counts [64]int
+	zero := 0
 	for _, bar := range h.Distribution() {
-		if bar.Count > 0 {
-			counts[compare.Bucket(float64(bar.From))] += int(bar.Count)
+		if bar.From <= 0 {
+			zero += int(bar.Count)
+		} else {
+			counts[bits.Len64(uint64(bar.From))-1] += int(bar.Count)
 		}
 	}
-	for b := range 64 {
-		if counts[b] > 0 {
-			list = append(list, attest.Bin{From: format(compare.From(b)), Count: counts[b]})
+	if zero > 0 {
+		list = append(list, attest.Bin{From: "0", Count: zero})
+	}
+	for b, n := range counts {
+		if n > 0 {
+			list = append(list, attest.Bin{From: format(float64(uint64(1) << b)), Count: n})
 		}
 	}
 	return list

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -329,5 +330,27 @@ func TestCriteriaOfVersionTwo(t *testing.T) {
 	b := second(newBench(t, scorer), attest.Limit{Measure: attest.MeasureBias, Output: "logits", Margin: 1})
 	if _, err := b.suite.Artifact(); err == nil {
 		t.Error("a limit on an output that is not there was accepted")
+	}
+}
+
+// A slow answer is drawn where it is slow: each bar holds what its label says.
+func TestDelaysAreBinnedAtEverySpeed(t *testing.T) {
+	h := compare.NewLatency().Whole
+	delays := []int64{1, 700, 20_000, 40_000, 45_000, 3_000_000}
+	for _, d := range delays {
+		if err := h.RecordValue(d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []attest.Bin{{From: "1", Count: 1}, {From: "512", Count: 1}, {From: "16384", Count: 1}, {From: "32768", Count: 2}, {From: "2097152", Count: 1}}
+	got := bins(h)
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, not %v", got, want)
+	}
+	plot := string(latencyPlot(&attest.Latency{Bins: got, P50: h.ValueAtQuantile(50), P99: h.ValueAtQuantile(99)}))
+	for _, label := range []string{">1µs<", ">512µs<", ">16.384ms<", ">32.768ms<", ">2.097152s<"} {
+		if !strings.Contains(plot, label) {
+			t.Errorf("the plot has no bar from %s", label)
+		}
 	}
 }

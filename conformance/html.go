@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"html/template"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/verify/attest"
 )
 
@@ -18,18 +18,56 @@ import (
 var pageText string
 
 var page = template.Must(template.New("report").Funcs(template.FuncMap{
-	"percent": share,
-	"short": func(text string) string {
+	"percent": func(text string) string {
 		x, err := strconv.ParseFloat(text, 64)
 		if err != nil {
 			return text
 		}
-		return strconv.FormatFloat(x, 'g', 3, 64)
+		return typeset(short(strconv.FormatFloat(100*x, 'g', -1, 64)) + " %")
 	},
-	"complement": complement,
+	"short":      short,
+	"plain":      plainMetrics,
+	"complement": func(beta string) string { return typeset(complement(beta)) },
 	"micros":     micros,
 	"errorPlot":  errorPlot, "turnPlot": turnPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot, "pacePlots": pacePlots,
 }).Parse(pageText))
+
+// short renders a number with three digits; the document has them all. Counts
+// stay as they are.
+func short(text string) string {
+	x, err := strconv.ParseFloat(text, 64)
+	switch {
+	case err != nil:
+		return text
+	case math.IsInf(x, 1):
+		return "∞"
+	case !strings.ContainsAny(text, ".eE"):
+		return text
+	case math.Abs(x) >= 1000 && math.Abs(x) < 1e6:
+		return strconv.FormatFloat(x, 'f', 0, 64)
+	}
+	return strconv.FormatFloat(x, 'g', 3, 64)
+}
+
+// typeset keeps a number and its percent sign on one line.
+func typeset(text string) string { return strings.ReplaceAll(text, " %", "\u00a0%") }
+
+// plainMetrics are the measures that do not repeat what the table of the gates
+// says.
+func plainMetrics(r attest.Report) (list []attest.Metric) {
+	gates := map[string]bool{}
+	for _, g := range r.Gates {
+		for _, h := range g.Hypotheses {
+			gates[metricOf(g, h)] = true
+		}
+	}
+	for _, m := range r.Metrics {
+		if !gates[m.Name] {
+			list = append(list, m)
+		}
+	}
+	return list
+}
 
 // reportHTML renders a report as one page that needs nothing else: no script, no
 // font, no picture from elsewhere.
@@ -79,24 +117,24 @@ func plot(title, axis string, bars []bar, marks []mark, label func(bucket int) s
 		}
 		first, last, most = min(first, b.bucket), max(last, b.bucket), max(most, b.count)
 	}
+	marks = slices.DeleteFunc(marks, func(m mark) bool { return !(m.at > 0) || math.IsInf(m.at, 1) })
 	for _, m := range marks {
-		if m.at > 0 {
-			if first == 0 {
-				first, last = compare.Bucket(m.at), compare.Bucket(m.at)
-			}
-			first, last = min(first, compare.Bucket(m.at)), max(last, compare.Bucket(m.at))
+		if first == 0 {
+			first, last = octave(m.at), octave(m.at)
 		}
+		first, last = min(first, octave(m.at)), max(last, octave(m.at))
 	}
-	left := 14
+	left := 30 // the first label leans out to the left
 	if zero >= 0 {
 		left += barWidth + 18
 	}
 	width := left + (last-first+1)*barWidth + 40
-	width = max(width, 480) // the names of the axes fit
+	width = max(width, 480)   // the names of the axes fit
+	top := 20 + 14*len(marks) // the names of the marks stand above the bars
 	var s strings.Builder
 	fmt.Fprintf(&s, `<figure><figcaption>%s</figcaption><svg viewBox="0 0 %d %d" width="%d" role="img" aria-label="%s">`,
-		template.HTMLEscapeString(title), width, plotHeight+96, width, template.HTMLEscapeString(title))
-	base := plotHeight + 34
+		template.HTMLEscapeString(title), width, top+plotHeight+44, width, template.HTMLEscapeString(title))
+	base := top + plotHeight
 	draw := func(x int, b bar, text string) {
 		height := max(b.count*plotHeight/most, 1)
 		if b.count == 0 {
@@ -119,7 +157,7 @@ func plot(title, axis string, bars []bar, marks []mark, label func(bucket int) s
 		}
 	}
 	if zero >= 0 {
-		draw(10, bar{count: zero}, "0")
+		draw(26, bar{count: zero}, "0")
 	}
 	for _, b := range bars {
 		if b.bucket > 0 {
@@ -128,18 +166,15 @@ func plot(title, axis string, bars []bar, marks []mark, label func(bucket int) s
 	}
 	fmt.Fprintf(&s, `<line class="axis" x1="6" x2="%d" y1="%d" y2="%d"/>`, width-34, base, base)
 	for i, m := range marks {
-		if !(m.at > 0) || first == 0 {
-			continue
-		}
 		// Within a bucket the axis is linear.
-		b := compare.Bucket(m.at)
-		share := math.Min(1, math.Max(0, m.at/compare.From(b)-1))
+		b := octave(m.at)
+		share := math.Min(1, math.Max(0, m.at/octaveFrom(b)-1))
 		x := left + (b-first)*barWidth + int(share*barWidth)
 		y := 12 + 14*i
 		fmt.Fprintf(&s, `<line class="%s" x1="%d" x2="%d" y1="%d" y2="%d"/><text class="mark %s" x="%d" y="%d">%s</text>`,
 			m.class, x, x, y+2, base, m.class, min(x+4, width-4), y+4, template.HTMLEscapeString(m.label))
 	}
-	fmt.Fprintf(&s, `<text class="axisname" x="%d" y="%d">%s</text></svg></figure>`, 8, base+56, template.HTMLEscapeString(axis))
+	fmt.Fprintf(&s, `</svg><p class="axisname">%s</p></figure>`, template.HTMLEscapeString(axis))
 	return template.HTML(s.String())
 }
 
@@ -160,10 +195,21 @@ func bucketAbove(from float64) int {
 	if from == 0 {
 		return 0
 	}
-	return compare.Bucket(from * (1 + 1e-8))
+	return octave(from * (1 + 1e-8))
 }
 
-func power2(bucket int) string { return strconv.FormatFloat(compare.From(bucket), 'g', 2, 64) }
+// octave numbers the powers of two from 1 on; 0 is left for what is exactly 0.
+func octave(x float64) int {
+	if x == 0 {
+		return 0
+	}
+	return math.Ilogb(x) + 1075
+}
+
+// octaveFrom is the smallest number of an octave.
+func octaveFrom(n int) float64 { return math.Ldexp(1, n-1075) }
+
+func power2(bucket int) string { return strconv.FormatFloat(octaveFrom(bucket), 'g', 2, 64) }
 
 // errorPlot is the histogram of numeric differences against floor and tolerance.
 func errorPlot(n attest.NumericSummary) template.HTML {
@@ -188,7 +234,7 @@ func turnPlot(e attest.EmbeddingSummary) template.HTML {
 }
 
 // flipPlot is how many cases lie how near to another decision, and flip.
-func flipPlot(list []attest.DistanceCount) template.HTML {
+func flipPlot(list []attest.DistanceCount, texts *attest.TextSummary) template.HTML {
 	var bars []bar
 	for _, d := range list {
 		from, err := strconv.ParseFloat(d.From, 64)
@@ -197,7 +243,11 @@ func flipPlot(list []attest.DistanceCount) template.HTML {
 		}
 		bars = append(bars, bar{bucket: bucketAbove(from), count: d.Cases, marked: d.Flips})
 	}
-	return plot("Cases by how near the reference is to another decision; flips in red", "distance to the decision, each bar up to twice its label", bars, nil, power2)
+	axis := "distance to the decision"
+	if texts != nil {
+		axis = "lead in log probability over another token"
+	}
+	return plot("Cases by how near the reference is to another decision; flips in red", axis+", each bar up to twice its label; above it cases, or flips/cases", bars, nil, power2)
 }
 
 // latencyPlot is the histogram of delays.
@@ -219,6 +269,6 @@ func pacePlots(l *attest.Latency) template.HTML {
 
 func delayPlot(title, axis string, bins []attest.Bin, p50, p99 int64) template.HTML {
 	return plot(title, axis+", each bar up to twice its label", binBars(bins), []mark{{float64(p50), "p50", "floor"}, {float64(p99), "p99", "tolerance"}}, func(bucket int) string {
-		return (time.Duration(compare.From(bucket)) * time.Microsecond).Round(time.Microsecond).String()
+		return (time.Duration(octaveFrom(bucket)) * time.Microsecond).Round(time.Microsecond).String()
 	})
 }

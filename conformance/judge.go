@@ -559,13 +559,16 @@ func (j *judge) conclude() error {
 	}
 	for _, g := range r.Gates {
 		for _, h := range g.Hypotheses {
-			r.Metrics = append(r.Metrics, attest.Metric{Name: g.Name + ": " + h.Name + ", p", Comparator: "<=", Threshold: stats.Format(plan.Alpha), Value: h.P, SampleSize: h.N, Passed: h.Holds})
+			r.Metrics = append(r.Metrics, attest.Metric{Name: metricOf(g, h), Comparator: "<=", Threshold: stats.Format(plan.Alpha), Value: h.P, SampleSize: h.N, Passed: h.Holds})
 		}
 	}
 	r.Difference = j.words()
 	r.Claim = j.claim(bound)
 	return nil
 }
+
+// metricOf is the name of the metric that a hypothesis of a gate becomes.
+func metricOf(g attest.Gate, h attest.Hypothesis) string { return g.Name + ": " + h.Name + ", p" }
 
 func percent(x float64) string { return stats.Format(float64(x*100)) + " %" }
 

@@ -41,6 +41,15 @@ func browser(t *testing.T, args ...string) []byte {
 	return out.Bytes()
 }
 
+// What a reader would measure with a ruler, the page measures of itself. The
+// page has no script; this is added to a copy.
+const ruler = `<script>document.body.setAttribute("data-wide",document.documentElement.scrollWidth>document.documentElement.clientWidth);` +
+	`document.body.setAttribute("data-bars",[...document.querySelectorAll("rect.bar")].filter(b=>b.getBoundingClientRect().height>0).length);` +
+	`document.body.setAttribute("data-cut",[...document.querySelectorAll(".wide,figure")].some(b=>b.scrollWidth>b.clientWidth));` +
+	`document.body.setAttribute("data-clipped",[...document.querySelectorAll("svg text")].filter(t=>{const b=t.getBoundingClientRect(),s=t.ownerSVGElement.getBoundingClientRect();` +
+	`return b.left<s.left||b.right>s.right+1||b.top<s.top||b.bottom>s.bottom+1}).map(t=>t.textContent));` +
+	`document.body.setAttribute("data-claim",document.querySelector(".claim").getBoundingClientRect().bottom<300);</script>`
+
 // The page holds the claim first and everything else after it, needs nothing
 // from elsewhere, and fits the width of a window and of a sheet of paper.
 func TestPageInABrowser(t *testing.T) {
@@ -61,12 +70,6 @@ func TestPageInABrowser(t *testing.T) {
 		dir = keep // to look at it
 	}
 	file := filepath.Join(dir, "report.html")
-	// What a reader would measure with a ruler, the page measures of itself. The
-	// page has no script; this is added to a copy.
-	ruler := `<script>document.body.setAttribute("data-wide",document.documentElement.scrollWidth>document.documentElement.clientWidth);` +
-		`document.body.setAttribute("data-bars",[...document.querySelectorAll("rect.bar")].filter(b=>b.getBoundingClientRect().height>0).length);` +
-		`document.body.setAttribute("data-cut",[...document.querySelectorAll(".wide,figure")].some(b=>b.scrollWidth>b.clientWidth));` +
-		`document.body.setAttribute("data-claim",document.querySelector(".claim").getBoundingClientRect().bottom<300);</script>`
 	for name, page := range map[string][]byte{file: raw, filepath.Join(dir, "ruler.html"): append(bytes.Clone(raw), ruler...)} {
 		if err := os.WriteFile(name, page, 0o644); err != nil {
 			t.Fatal(err)
@@ -74,7 +77,7 @@ func TestPageInABrowser(t *testing.T) {
 	}
 	dom := string(browser(t, "--window-size=1200,900", "--dump-dom", "file://"+filepath.Join(dir, "ruler.html")))
 	for _, want := range []string{"REJECTED", "not equivalent to the reference", "could have gone unseen", "noise floor of the reference", `class="flip"`, "By slice", "segment=young",
-		"retried", "or fair", `data-cut="false"`, `data-wide="false"`, `data-claim="true"`, "&lt;script&gt;", "assay judge"} {
+		"retried", "or fair", `data-cut="false"`, `data-clipped=""`, `data-wide="false"`, `data-claim="true"`, "&lt;script&gt;", "assay judge"} {
 		if !strings.Contains(dom, want) {
 			t.Errorf("the browser shows no %s", want)
 		}
@@ -93,6 +96,40 @@ func TestPageInABrowser(t *testing.T) {
 	}
 	if os.Getenv("ASSAY_TEST_PAGE") != "" {
 		browser(t, "--window-size=1200,3400", "--screenshot="+filepath.Join(dir, "report.png"), "file://"+file)
+	}
+}
+
+// So it is whatever the verdict is and whatever was compared: nothing is cut off
+// in a wide window, and nothing but wide tables has to be scrolled in a narrow one.
+func TestPagesOfEveryKind(t *testing.T) {
+	dead := second(newBench(t, scorer), close...)
+	dead.server.Close()
+	logprobs := attest.Limit{Measure: attest.MeasureLogprob, Margin: 0.5}
+	texts := newTextBench(t, textCandidates(withLogprobs), textCriteria(attest.TextCriteria{Decision: attest.DecideText}, logprobs))
+	for name, r := range map[string]attest.Report{
+		"tensors, inconclusive": judged(t, dead.replay()),
+		"texts, certified":      judged(t, texts.replay(nil)),
+		"texts, rejected":       judged(t, texts.replay(texts.after("silent-canary", every))),
+	} {
+		raw, err := reportHTML(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "ruler.html")
+		if err := os.WriteFile(file, append(raw, ruler...), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for size, wants := range map[string][]string{
+			"1200,900": {`data-cut="false"`, `data-clipped=""`, `data-wide="false"`, `data-claim="`, string(r.Verdict)},
+			"500,900":  {`data-clipped=""`, `data-wide="false"`},
+		} {
+			dom := string(browser(t, "--window-size="+size, "--dump-dom", "file://"+file))
+			for _, want := range wants {
+				if !strings.Contains(dom, want) {
+					t.Errorf("%s, in a window of %s: no %s", name, size, want)
+				}
+			}
+		}
 	}
 }
 

@@ -287,7 +287,7 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 		fmt.Fprintf(w, "  certifies when at most %d of %d decisions flip: excludes a rate of %s with %s confidence\n", p.Allowed, p.N, stats.Format(p.Margin), stats.Format(1-p.Alpha))
 		fmt.Fprintf(w, "  a rate of %s or more is refused with probability %s\n", stats.Format(stats.Detectable(p.N, p.Allowed, p.Beta)), stats.Format(1-p.Beta))
 		for _, l := range s.Criteria.Limits {
-			fmt.Fprintf(w, "  and when %s %s is shown to be within %s\n", l.Measure, l.Output, stats.Format(l.Margin))
+			fmt.Fprintf(w, "  and when %s is shown to be within %s\n", strings.TrimSpace(l.Measure+" "+l.Output), stats.Format(l.Margin))
 		}
 		for _, o := range s.Document.Outputs {
 			raw, _ := json.Marshal(s.Document.Reference.Noise[o.Name])
@@ -299,7 +299,7 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 			}
 		}
 		if t := s.Criteria.Text; t != nil {
-			fmt.Fprintf(w, "  what must not flip in its texts: %s %s\n", t.Decision, t.Pattern+t.Pointer)
+			fmt.Fprintf(w, "  what must not flip in its texts: %s\n", strings.TrimSpace(t.Decision+" "+t.Pattern+t.Pointer))
 			for _, name := range attest.NoiseOfTexts {
 				fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: %s)\n", name, stats.Format(s.Document.Reference.Noise[name]), s.Document.Reference.Measured, strings.Join(s.Document.Reference.Perturbations, ", "))
 			}

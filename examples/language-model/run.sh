@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# A language model that decides on loans, served by llama.cpp: is it the same
-# with another number of threads, and is it found when somebody serves the same
-# model rounded to 4 bits, alone or for a tenth of the applicants?
+# A language model behind OpenAI's interface, served by llama.cpp: does it say
+# the same with another number of threads, and is it found when somebody serves
+# the same model rounded to 4 bits, alone or for a tenth of the questions?
 #
-# What is compared is what the service decides, and the probabilities that it
-# decides by. Exits 0 only if every environment came out as it must.
+# What is compared is the text of each answer, to the byte, and the log
+# probabilities of its tokens; every other answer is streamed. Exits 0 only if every environment came out as it
+# must.
 #
-#   OFF=q4_0|canary   leave this defect out; the script must fail then
-#   WORK_DIR          where to work (default: a temporary folder, removed at the end)
+#   OFF=q8_0|q4_0|canary   leave this defect out; the script must fail then
+#   WORK_DIR               where to work (default: a temporary folder, removed at the end)
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 ROOT=$PWD
 ASSAY=$ROOT/bin/assay
 MODEL=$ROOT/examples/models/assistant
 LLAMA=$ROOT/examples/environments/llama
-OPTIONS=$ROOT/examples/language-model/loans.yaml
+OPTIONS=$ROOT/examples/language-model/protocol.yaml
 OFF=${OFF:-}
 
 DIR=${WORK_DIR:-$(mktemp -d)}
@@ -38,7 +39,7 @@ wait_for() {
 	done
 	fail "$1 was not written in 60 s; see $DIR/*.log"
 }
-case $OFF in "" | q4_0 | canary) ;; *) fail "OFF=$OFF is none of q4_0, canary" ;; esac
+case $OFF in "" | q8_0 | q4_0 | canary) ;; *) fail "OFF=$OFF is none of q8_0, q4_0, canary" ;; esac
 [ -x "$ASSAY" ] || fail "run 'make build' first"
 [ -d "$LLAMA/node_modules/@node-llama-cpp/linux-x64" ] || fail "examples/environments/llama is not installed: run 'make deps'"
 unset CI ASSAY_SERVER
@@ -62,23 +63,27 @@ cd "$DIR"
 "$ASSAY" trust new release=keys/release.pub conformance=keys/conformance.pub >trust.yaml
 "$ASSAY" trust apply trust.yaml >/dev/null
 (cd "$MODEL" && "$ASSAY" push -q lending/assistant:1.0.0 assistant-f16.gguf)
-node "$LLAMA/quantize.mjs" q4_0 "$MODEL/assistant-f16.gguf" q4_0.gguf
+for kind in q8_0 q4_0; do node "$LLAMA/quantize.mjs" $kind "$MODEL/assistant-f16.gguf" $kind.gguf; done
 llama reference "$MODEL/assistant-f16.gguf"
-"$ASSAY" suite record lending/suite:1 --model lending/assistant:1.0.0 --protocol http-json --options "$OPTIONS" --url "http://$(cat reference.port)" \
-	--name assistant --version 1.0.0 --cases "$MODEL/loans.jsonl" --labels decline,approve --threshold 0.5 --classification synthetic --margin 0.02
+"$ASSAY" suite record lending/suite:1 --model lending/assistant:1.0.0 --protocol openai-completions --options "$OPTIONS" --url "http://$(cat reference.port)/v1" \
+	--name assistant --version 1.0.0 --cases "$MODEL/questions.jsonl" --decide exact-text --limit logprob-difference=0.001 --classification synthetic --margin 0.05
 
-step "2. Three environments that say they serve version 1.0.0"
-llama threads "$MODEL/assistant-f16.gguf" --threads 2
+step "2. Four environments that say they serve version 1.0.0"
 # Rounded, and declared as the file that was released.
-if [ "$OFF" = q4_0 ]; then llama rounded "$MODEL/assistant-f16.gguf"; else llama rounded q4_0.gguf --declare assistant-f16.gguf; fi
+rounded() { # NAME KIND
+	if [ "$OFF" = "$2" ]; then llama "$1" "$MODEL/assistant-f16.gguf"; else llama "$1" "$2.gguf" --declare assistant-f16.gguf; fi
+}
+llama threads "$MODEL/assistant-f16.gguf" --threads 2
+rounded eight q8_0
+rounded four q4_0
 if [ "$OFF" = canary ]; then llama rollout "$MODEL/assistant-f16.gguf"; else llama rollout "$MODEL/assistant-f16.gguf" --canary q4_0.gguf --canary-share 0.1; fi
 
 declare -A verdict
 rows=()
-for row in "threads:f16, two threads" "rounded:q4_0" "rollout:f16, a tenth of it q4_0"; do
+for row in "threads:f16, two threads" "eight:q8_0" "four:q4_0" "rollout:f16, a tenth of it q4_0"; do
 	env=${row%%:*} what=${row#*:} status=0
-	"$ASSAY" env register "$env" --protocol http-json --options "$OPTIONS" --url "http://$(cat "$env.port")" --model assistant --version 1.0.0 --local >/dev/null
-	"$ASSAY" replay lending/assistant:1.0.0 --suite lending/suite:1 --env "$env" -o json >"$env.replay.json" || status=$?
+	"$ASSAY" env register "$env" --protocol openai-completions --options "$OPTIONS" --url "http://$(cat "$env.port")/v1" --model assistant --version 1.0.0 --local >/dev/null
+	"$ASSAY" replay lending/assistant:1.0.0 --suite lending/suite:1 --env "$env" --probes 8 --report "$env.html" -o json >"$env.replay.json" || status=$?
 	case $status in 0 | 3 | 4) ;; *) fail "the replay of $env failed" ;; esac
 	status=0
 	"$ASSAY" certify --key keys/conformance.key "$(field replay <"$env.replay.json")" -o json >"$env.certify.json" || status=$?
@@ -90,8 +95,9 @@ printf '\n%-9s %-26s %-13s %s\n' WHERE WHAT VERDICT DIFFERENCE
 printf '%s\n' "${rows[@]}"
 printf '\n  %s\n' "$(field claim <threads.certify.json)"
 [ "${verdict[threads]}" = CERTIFIED ] || fail "threads serves the same file, and was ${verdict[threads]}"
-for env in rounded rollout; do
+for env in eight four rollout; do
 	[ "${verdict[$env]}" = REJECTED ] || fail "$env does not behave as the reference, and was ${verdict[$env]}"
 done
+grep -q 'logprob-difference is .* at most 0.001 is allowed' four.html || fail "the refusal of four does not speak of its log probabilities"
 
-step "3. The same file is certified, and the rounded one is found."
+step "3. The same file is certified, and each rounding of it is found."

@@ -90,7 +90,7 @@ rows=()
 measure() { # NAME WHAT PROTOCOL URL
 	local status=0
 	"$ASSAY" env register "$1" --protocol "$3" --url "$4" --model credit --version 1.4.0 --local >/dev/null
-	"$ASSAY" replay credit/scorer:1.4.0 --suite credit/suite:1 --env "$1" -o json >"$1.replay.json" || status=$?
+	"$ASSAY" replay credit/scorer:1.4.0 --suite credit/suite:1 --env "$1" --report "$1.html" -o json >"$1.replay.json" || status=$?
 	case $status in 0 | 3 | 4) ;; *) fail "the replay of $1 failed" ;; esac
 	status=0
 	"$ASSAY" certify --key keys/conformance.key "$(field replay <"$1.replay.json")" -o json >"$1.certify.json" || status=$?

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/assay-dev/assay/conformance/compare"
 	"github.com/assay-dev/assay/conformance/target"
 	"github.com/assay-dev/assay/verify/attest"
 )
@@ -119,6 +120,28 @@ func TestLlama(t *testing.T) {
 	completed := answer(t, completions, target.Question{ID: "1", Model: "assistant", Version: "assistant-1.0.0", Request: json.RawMessage(`{"prompt":"<|user|>Spell bank.<|end|><|assistant|>","logprobs":2}`)})
 	if c := completed.Choices[0]; c.Text != "b-a-n-k." || len(c.Tokens) != 8 || len(c.Tokens[0].Top) != 2 {
 		t.Errorf("%+v", c)
+	}
+
+	// Embeddings: the same twice, in either encoding, and others when rounded.
+	vector := func(url, encoding string) compare.Tensor {
+		tg, err := New(attest.Target{Protocol: NameEmbeddings, URL: url, Model: "assistant", Version: "assistant-1.0.0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := target.Question{ID: "1", Model: "assistant", Version: "assistant-1.0.0", Request: json.RawMessage(`{"input":"Spell bank.","encoding_format":"` + encoding + `"}`)}
+		for _, c := range tg.Probe(t.Context(), q) {
+			if !c.Passed {
+				t.Errorf("embeddings: %+v", c)
+			}
+		}
+		return answer(t, tg, q).Outputs[0]
+	}
+	float, packed, other := vector(reference.base, "float"), vector(reference.base, "base64"), vector(rounded.base, "float")
+	if d := compare.Tensors(float, packed, compare.Tolerance{}); d.Fault != "" || d.BitsDiffer != 0 || d.Elements != 128 {
+		t.Errorf("the two encodings of an embedding: %+v", d)
+	}
+	if d := compare.Tensors(float, other, compare.Tolerance{}); d.Fault != "" || d.Cosine() > 1-1e-4 {
+		t.Errorf("q4_0 cannot be told from f16 by an embedding: %+v, cosine %g", d, d.Cosine())
 	}
 
 	// A server that cuts questions short is found.

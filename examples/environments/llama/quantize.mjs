@@ -6,7 +6,8 @@
 // A block of q8_0 is a scale in f16 and 32 integers of 8 bits; one of q4_0 a
 // scale in f16 and 16 bytes, each with a weight in its lower and the one 16
 // further in its upper half.
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, realpathSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 
 const F32 = 0, F16 = 1;
 const KINDS = { q8_0: { type: 8, fileType: 7, bytes: 34 }, q4_0: { type: 2, fileType: 2, bytes: 18 } };
@@ -69,7 +70,7 @@ function read(buf) {
 }
 
 /** A row of 32 weights as a block. */
-function block(kind, x) {
+export function block(kind, x) {
   const out = Buffer.alloc(KINDS[kind].bytes);
   if (kind === "q8_0") {
     const d = Math.fround(Math.max(...x.map(Math.abs)) / 127);
@@ -126,7 +127,7 @@ export function quantize(kind, from, to) {
   writeFileSync(to, Buffer.concat([front, Buffer.alloc((32 - (front.length % 32)) % 32), ...bodies]));
 }
 
-if (process.argv[1] === new URL(import.meta.url).pathname) {
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const [kind, from, to] = process.argv.slice(2);
   if (!to) {
     console.error("usage: node quantize.mjs q8_0|q4_0 FROM.gguf TO.gguf");

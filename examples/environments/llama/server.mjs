@@ -1,13 +1,13 @@
 // Serves a language model with llama.cpp behind OpenAI's interface: chats and
-// completions, with log probabilities, tool calls and streams. It is one of
+// completions, with log probabilities, tool calls and streams, and embeddings,
+// which are the last token's state in front of the output. It is one of
 // the example's deployment environments, and can be made wrong on purpose: see
-// the options. At /loans it decides on loan applications, as a service that
-// somebody built on the model would.
+// the options.
 //
 // A parameter is heeded or refused: an answer never depends on one that was
 // passed over in silence.
 import { createHash, randomUUID } from "node:crypto";
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync, realpathSync, renameSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
@@ -21,6 +21,12 @@ class Refusal extends Error {
   }
 }
 
+/** What is made when it is first asked for. */
+function once(make) {
+  let made;
+  return () => (made ??= make());
+}
+
 /** A model that is loaded, and one context of it. */
 async function load(llama, path, threads) {
   const model = await llama.loadModel({ modelPath: path });
@@ -30,6 +36,7 @@ async function load(llama, path, threads) {
     model, sequence: context.getSequence(), size: model.trainContextSize,
     template: info.metadata.tokenizer.chat_template, fileType: info.metadata.general.file_type,
     special: (text) => model.tokenize(text, true)[0],
+    embeddings: once(() => model.createEmbeddingContext({ contextSize: model.trainContextSize, batchSize: model.trainContextSize, threads })),
   };
 }
 
@@ -49,6 +56,9 @@ const CHAT = {
   tools: [Array.isArray, []], tool_choice: [only("auto", "none"), "auto"], parallel_tool_calls: [only(true, false), true],
 };
 const COMPLETION = { ...PARAMETERS, prompt: [(v) => typeof v === "string"], logprobs: [(v) => v === null || whole(0, 20)(v), null] };
+const EMBEDDINGS = {
+  input: [(v) => typeof v === "string" || (Array.isArray(v) && v.length > 0 && v.every((s) => typeof s === "string"))], encoding_format: [only("float", "base64"), "float"],
+};
 
 function parameters(table, q) {
   for (const k of Object.keys(q)) {
@@ -117,7 +127,7 @@ export async function start(options) {
       // Nothing more likely than the first: what comes of the map is sorted.
       const top = [...probabilities].slice(0, 20).map(([t, v]) => ({ token: m.model.detokenize([t], true), logprob: v > 0 ? Math.log(v) : -9999 }));
       const v = probabilities.get(token) ?? 0;
-      const entry = { token: m.model.detokenize([token], true), logprob: v > 0 ? Math.log(v) : -9999, top };
+      const entry = { token: m.model.detokenize([token], true), logprob: v > 0 ? Math.log(v) : -9999, top, offset: [...text].length - [...piece].length };
       tokens.push(entry);
       await on?.(piece, entry, called);
       if (ids.length >= p.max_tokens) break;
@@ -131,7 +141,7 @@ export async function start(options) {
     refusal: null,
   } : null);
   const completionLogprobs = (p, tokens) => (p.logprobs === null ? null : {
-    tokens: tokens.map((t) => t.token), token_logprobs: tokens.map((t) => t.logprob), text_offset: [],
+    tokens: tokens.map((t) => t.token), token_logprobs: tokens.map((t) => t.logprob), text_offset: tokens.map((t) => t.offset),
     top_logprobs: tokens.map((t) => Object.fromEntries(t.top.slice(0, p.logprobs).map((x) => [x.token, x.logprob]))),
   });
 
@@ -148,9 +158,7 @@ export async function start(options) {
   async function complete(res, q, chat) {
     if (q.model !== options.name && q.model !== version) throw new Refusal(`The model ${JSON.stringify(q.model)} does not exist`, "model", 404);
     const p = parameters(chat ? CHAT : COMPLETION, q);
-    const n = ++requests;
-    const share = options.canaryShare ?? 0;
-    const m = canary && Math.floor(n * share) !== Math.floor((n - 1) * share) ? canary : main;
+    const m = chosen();
     let prompt = chat ? chatTokens(m, p.messages) : m.model.tokenize("<s>" + p.prompt, true);
     if (prompt.length >= m.size) {
       if (!options.cut) throw new Refusal(`This model's context is ${m.size} tokens, and the question has ${prompt.length}`, "messages");
@@ -201,28 +209,30 @@ export async function start(options) {
     res.end("data: [DONE]\n\n");
   }
 
-  /** What the model decides on loans: for each row of income and debt the
-   * probabilities that it begins with "D"ecline and with "A"pprove. */
-  async function loans(res, q) {
-    if (q.model !== options.name) throw new Refusal(`The model ${JSON.stringify(q.model)} does not exist`, "model", 404);
-    const rows = q.applicants;
-    if (!Array.isArray(rows) || !rows.length || rows.some((r) => !Array.isArray(r) || r.length !== 2 || !r.every(Number.isFinite))) {
-      throw new Refusal("applicants have to be rows of income and debt", "applicants");
-    }
-    const [decline, approve] = ["D", "A"].map((x) => main.model.tokenize(x, false)[0]);
-    const probabilities = [];
-    for (const [income, debt] of rows) {
-      const n = ++requests;
-      const share = options.canaryShare ?? 0;
-      const m = canary && Math.floor(n * share) !== Math.floor((n - 1) * share) ? canary : main;
-      const prompt = chatTokens(m, [{ role: "user", content: `Income ${Math.round(income)}, debt ${Math.round(debt)}: a loan?` }]);
-      await m.sequence.clearHistory();
-      for await (const { probabilities: p } of m.sequence.evaluateWithMetadata(prompt, { probabilities: true }, { temperature: 0, yieldEogToken: true })) {
-        probabilities.push([p.get(decline) ?? 0, p.get(approve) ?? 0]);
-        break;
+  /** The model that answers the next question. */
+  function chosen() {
+    const n = ++requests, share = options.canaryShare ?? 0;
+    return canary && Math.floor(n * share) !== Math.floor((n - 1) * share) ? canary : main;
+  }
+
+  async function embed(res, q) {
+    if (q.model !== options.name && q.model !== version) throw new Refusal(`The model ${JSON.stringify(q.model)} does not exist`, "model", 404);
+    const p = parameters(EMBEDDINGS, q);
+    const m = chosen(), context = await m.embeddings();
+    const data = [];
+    let count = 0;
+    for (const text of [p.input].flat()) {
+      let tokens = m.model.tokenize("<s>" + text, true);
+      if (tokens.length >= m.size) {
+        if (!options.cut) throw new Refusal(`This model's context is ${m.size} tokens, and an input has ${tokens.length}`, "input");
+        tokens = tokens.slice(-Math.floor(m.size / 2));
       }
+      count += tokens.length;
+      const { vector } = await context.getEmbeddingFor(tokens);
+      const embedding = p.encoding_format === "float" ? vector : Buffer.from(Float32Array.from(vector).buffer).toString("base64");
+      data.push({ object: "embedding", index: data.length, embedding });
     }
-    answer(res, 200, { id: q.id, model: options.name, version, probabilities });
+    answer(res, 200, { object: "list", data, model: version, usage: { prompt_tokens: count, total_tokens: count } });
   }
 
   const answer = (res, status, value) => {
@@ -243,8 +253,9 @@ export async function start(options) {
         model_path: options.declare ?? `sha256:${createHash("sha256").update(readFileSync(options.model)).digest("hex")}`,
       });
     }
-    const chat = route === "POST /v1/chat/completions", loan = route === "POST /loans";
-    if (!chat && !loan && route !== "POST /v1/completions") return refuse(res, new Refusal(`there is no ${route} here`, null, 404));
+    const chat = route === "POST /v1/chat/completions";
+    const embeddings = route === "POST /v1/embeddings";
+    if (!chat && !embeddings && route !== "POST /v1/completions") return refuse(res, new Refusal(`there is no ${route} here`, null, 404));
     const chunks = [];
     req.on("data", (c) => chunks.push(c));
     req.on("end", () => {
@@ -255,7 +266,7 @@ export async function start(options) {
         } catch (e) {
           return refuse(res, new Refusal(`the request is no JSON: ${e.message}`));
         }
-        await (loan ? loans(res, q) : complete(res, q, chat));
+        await (embeddings ? embed(res, q) : complete(res, q, chat));
       }).catch((e) => {
         if (!res.headersSent) return refuse(res, e);
         // The status was 200 already.
@@ -268,13 +279,15 @@ export async function start(options) {
   return server;
 }
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) {
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
   const { values: v } = parseArgs({
     options: {
       addr: { type: "string", default: "127.0.0.1:0" },
       model: { type: "string" }, // a GGUF file
       name: { type: "string" },
       version: { type: "string" }, // the name that answers give; the name, if it is not said
+      // With two, each token takes llama.cpp several milliseconds more on a
+      // machine with as many cores: its threads wait for each other by spinning.
       threads: { type: "string", default: "1" },
       "port-file": { type: "string" },
       declare: { type: "string" }, // say that this is the file, whatever is

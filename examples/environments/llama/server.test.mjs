@@ -114,3 +114,29 @@ test("what is streamed is what comes whole", () => withServer({}, async (ask) =>
     assert.equal(deltas.at(-1).finish_reason, want.finish_reason);
   }
 }));
+
+test("embeddings are the same each time and nearly so with two threads, and not when rounded", async () => {
+  const input = cases.slice(0, 5).map((c) => c.request.messages[0].content);
+  const embeddings = (options, more) => withServer(options, async (ask) => {
+    const { status, text } = await ask({ input, temperature: undefined, max_tokens: undefined, ...more }, "embeddings");
+    assert.equal(status, 200, text);
+    const { data, usage } = JSON.parse(text);
+    assert.deepEqual(data.map((d) => d.index), [0, 1, 2, 3, 4]);
+    assert.ok(usage.prompt_tokens > 5);
+    return data.map((d) => d.embedding);
+  });
+  const cosine = (a, b) => a.reduce((s, x, i) => s + x * b[i], 0) / Math.hypot(...a) / Math.hypot(...b);
+  const want = await embeddings({});
+  assert.equal(want[0].length, 128);
+  assert.ok(cosine(want[0], want[1]) < 0.9999, "two texts have the same embedding");
+  assert.deepEqual(await embeddings({}), want);
+  const bits = (await embeddings({}, { encoding_format: "base64" })).map((b) => [...new Float32Array(Uint8Array.from(Buffer.from(b, "base64")).buffer)]);
+  assert.deepEqual(bits, want);
+  (await embeddings({ threads: 2 })).forEach((e, i) => assert.ok(cosine(e, want[i]) > 1 - 1e-6));
+  (await embeddings({ model: join(dir, "q4_0.gguf") })).forEach((e, i) => assert.ok(cosine(e, want[i]) < 1 - 1e-4, `${cosine(e, want[i])}`));
+  await withServer({}, async (ask) => {
+    for (const bad of [{ input: [] }, { input: [[1, 2]] }, { dimensions: 5 }, { encoding_format: "int8" }, { input: "x".repeat(300) }]) {
+      assert.equal((await ask({ input, temperature: undefined, max_tokens: undefined, ...bad }, "embeddings")).status, 400, JSON.stringify(bad));
+    }
+  });
+});

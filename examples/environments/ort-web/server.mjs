@@ -1,6 +1,6 @@
 // Serves an ONNX model with the build of ONNX Runtime for browsers (WebAssembly).
 // It is one of the example's deployment environments.
-import { readFileSync } from "node:fs";
+import { readFileSync, realpathSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import * as ort from "onnxruntime-web";
 import { main, start as serve } from "../ort-oip.mjs";
@@ -14,4 +14,4 @@ ort.env.wasm.numThreads = 1;
 
 export const start = (options) => serve(ort, about, options);
 
-if (process.argv[1] === fileURLToPath(import.meta.url)) await main(ort, about);
+if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) await main(ort, about);

@@ -9,7 +9,8 @@ Nobody in it exists.
 The network is that of Llama (RMSNorm, rotary positions, SwiGLU), two layers of
 128, and reads characters. It is written to assistant-f16.gguf, a file of
 GGUF version 3 that llama.cpp reads as it is; quantize.mjs of the environment
-makes q8_0 and q4_0 of it. The held-out questions are in cases.jsonl.
+makes q8_0 and q4_0 of it. The held-out questions are in cases.jsonl, and in
+questions.jsonl with their answers begun.
 """
 import json
 import math
@@ -84,16 +85,20 @@ def dialogue(r):
 TOOL_MARK = "\0"
 
 
-def loans(r):
-    """Loan applications as numbers, for the service that asks about them."""
-    lines, seen = [], set()
+def questions(r):
+    """Questions with their answer begun where it is decided: the model has to go
+    on with the word that matters. Half of them are sums, of which it is not sure;
+    every other answer is to be streamed."""
+    lines, seen, sums = [], set(), 0
     while len(lines) < 400:
-        income, debt = r.randrange(10, 60) * 100, r.randrange(1, 40) * 100
-        if (income, debt) in seen:
+        kind, question, want = dialogue(r)
+        if kind == "tool" or question in seen or kind != "sum" and 2 * (len(lines) - sums) >= 400:
             continue
-        seen.add((income, debt))
-        lines.append({"id": "loan-%04d" % len(lines), "label": "approve" if debt * 3 <= income else "decline", "slice": {"income": "below-2000" if income < 2000 else "2000-and-more"},
-                      "inputs": {"applicant": {"datatype": "FP32", "shape": [1, 2], "data": [income, debt]}}})
+        seen.add(question)
+        sums += kind == "sum"
+        begun = want[:want.rindex(" ") + 1] if kind in ("sum", "capital") else ""
+        lines.append({"id": "question-%04d" % len(lines), "request": {"prompt": "<|user|>%s<|end|><|assistant|>%s" % (question, begun), "stream": len(lines) % 2 == 1},
+                      "slice": {"kind": kind}, "label": want[len(begun):]})
     return lines
 
 
@@ -256,8 +261,8 @@ def main():
     with open(os.path.join(HERE, "cases.jsonl"), "w") as f:
         for line in lines:
             f.write(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n")
-    with open(os.path.join(HERE, "loans.jsonl"), "w") as f:
-        for line in loans(held):
+    with open(os.path.join(HERE, "questions.jsonl"), "w") as f:
+        for line in questions(random.Random(4)):
             f.write(json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n")
     for kind in sorted(count):
         print("%s: %d of %d answers are right to the letter" % (kind, right[kind], count[kind]))
