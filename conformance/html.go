@@ -34,6 +34,7 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 	},
 	"complement": complement,
 	"micros":     micros,
+	"budgets":    func(t *attest.Traffic) string { return budgets(*t) },
 	"errorPlot":  errorPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot,
 }).Parse(pageText))
 
