@@ -494,16 +494,15 @@ func (n *noise) start(ctx context.Context, r *runner) {
 				if _, ok := r.budget.take(ctx); !ok {
 					return nil
 				}
-				one, cancel := context.WithTimeout(ctx, time.Duration(r.plan.TimeoutMillis)*time.Millisecond)
+				// What was sent is out of the budget: its answer is waited for.
+				one, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(r.plan.TimeoutMillis)*time.Millisecond)
 				x := r.tg.Send(one, request)
 				cancel()
-				if ctx.Err() == nil {
-					r.budget.heed(x.Status, x.Header, x.Received)
-				}
+				r.budget.heed(x.Status, x.Header, x.Received)
 				n.mu.Lock()
 				if x.Failure == nil && x.Status < 400 {
 					n.Answers++
-				} else if ctx.Err() == nil {
+				} else {
 					n.Failures++
 				}
 				n.mu.Unlock()
