@@ -238,10 +238,13 @@ func (s *Suite) digests() (suite, criteria digest.Digest, err error) {
 
 func marshalLines[T any](list []T) ([]byte, error) {
 	var b bytes.Buffer
-	for _, x := range list {
+	for i, x := range list {
 		raw, err := attest.Marshal(x)
 		if err != nil {
 			return nil, err
+		}
+		if i == 0 {
+			b.Grow((len(raw) + len(raw)/16) * len(list)) // lines are much alike
 		}
 		b.Write(raw)
 		b.WriteByte('\n')
@@ -249,7 +252,10 @@ func marshalLines[T any](list []T) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func unmarshalLines[T any](raw []byte) (list []T, err error) {
+func unmarshalLines[T any](raw []byte) ([]T, error) { return unmarshalEach(raw, func(*T) {}) }
+
+// unmarshalEach calls each for every line before it reads the next one.
+func unmarshalEach[T any](raw []byte, each func(*T)) (list []T, err error) {
 	list = make([]T, 0, bytes.Count(raw, []byte{'\n'}))
 	for n := 1; len(raw) > 0; n++ {
 		line, rest, _ := bytes.Cut(raw, []byte{'\n'})
@@ -261,6 +267,7 @@ func unmarshalLines[T any](raw []byte) (list []T, err error) {
 		if err := attest.Unmarshal(line, &x); err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
+		each(&x)
 		list = append(list, x)
 	}
 	return list, nil
@@ -296,6 +303,7 @@ type Replayed struct {
 	Suite        *Suite
 	Plan         attest.Plan
 	PlanDigest   digest.Digest
+	Earlier      []attest.Plan // that it continues, the latest first
 	Environment  attest.Environment
 	Replay       attest.Replay
 	Observations []attest.Observation
@@ -319,10 +327,21 @@ func subject(d ocispec.Descriptor) *ocispec.Descriptor {
 
 // Artifact renders a replay with its report, attached to its model.
 func (r *Replayed) Artifact(model ocispec.Descriptor) (*Artifact, error) {
+	a, _, err := r.Judged(model)
+	return a, err
+}
+
+// Judged judges a replay and renders it, attached to its model.
+func (r *Replayed) Judged(model ocispec.Descriptor) (*Artifact, attest.Report, error) {
 	report, err := Judge(r)
 	if err != nil {
-		return nil, err
+		return nil, report, err
 	}
+	a, err := r.render(model, report)
+	return a, report, err
+}
+
+func (r *Replayed) render(model ocispec.Descriptor, report attest.Report) (*Artifact, error) {
 	replay, err := attest.Marshal(r.Replay)
 	if err != nil {
 		return nil, err
@@ -363,10 +382,6 @@ func ReadReplayed(ctx context.Context, fetch Fetch, desc ocispec.Descriptor, res
 	if err := attest.Unmarshal(files[fileReplay], &r.Replay); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", fileReplay, err)
 	}
-	if r.Observations, err = unmarshalLines[attest.Observation](files[fileObservations]); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", fileObservations, err)
-	}
-	delete(files, fileObservations) // half of the memory from here on
 	if err := attest.Unmarshal(files[fileEnvironment], &r.Environment); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", fileEnvironment, err)
 	}
@@ -379,16 +394,20 @@ func ReadReplayed(ctx context.Context, fetch Fetch, desc ocispec.Descriptor, res
 	if model, err := r.Replay.Model.Digest.OCI(); err != nil || m.Subject == nil || m.Subject.Digest != model {
 		return nil, nil, fmt.Errorf("replay %s is attached to another model than it measured", desc.Digest)
 	}
-	planDesc, err := resolve(ctx, r.PlanDigest)
-	if err != nil {
-		return nil, nil, fmt.Errorf("plan %s: %w", r.PlanDigest, err)
-	}
-	planFiles, _, err := readParts(ctx, fetch, planDesc, attest.PlanType, filePlan)
-	if err != nil {
+	if r.Plan, err = readPlan(ctx, fetch, resolve, r.PlanDigest); err != nil {
 		return nil, nil, err
 	}
-	if err := attest.Unmarshal(planFiles[filePlan], &r.Plan); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", filePlan, err)
+	for p := r.Plan; p.Continues != nil; r.Earlier = append(r.Earlier, p) {
+		if len(r.Earlier) == maxContinued {
+			return nil, nil, fmt.Errorf("plan %s continues more than %d others", r.PlanDigest, maxContinued)
+		}
+		d, err := p.Continues.Digest.OCI()
+		if err != nil {
+			return nil, nil, fmt.Errorf("plan: continues: %w", err)
+		}
+		if p, err = readPlan(ctx, fetch, resolve, d); err != nil {
+			return nil, nil, err
+		}
 	}
 	suite, err := r.Plan.Suite.Digest.OCI()
 	if err != nil {
@@ -401,5 +420,25 @@ func ReadReplayed(ctx context.Context, fetch Fetch, desc ocispec.Descriptor, res
 	if r.Suite, err = ReadSuite(ctx, fetch, suiteDesc); err != nil {
 		return nil, nil, err
 	}
+	share := newSharing(r.Suite)
+	if r.Observations, err = unmarshalEach(files[fileObservations], share.observation); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", fileObservations, err)
+	}
 	return r, files[fileReport], nil
+}
+
+// readPlan fetches a plan by its digest.
+func readPlan(ctx context.Context, fetch Fetch, resolve func(context.Context, digest.Digest) (ocispec.Descriptor, error), d digest.Digest) (p attest.Plan, err error) {
+	desc, err := resolve(ctx, d)
+	if err != nil {
+		return p, fmt.Errorf("plan %s: %w", d, err)
+	}
+	files, _, err := readParts(ctx, fetch, desc, attest.PlanType, filePlan)
+	if err != nil {
+		return p, err
+	}
+	if err := attest.Unmarshal(files[filePlan], &p); err != nil {
+		return p, fmt.Errorf("%s: %w", filePlan, err)
+	}
+	return p, p.Validate()
 }

@@ -29,6 +29,7 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 	"plain":      plainMetrics,
 	"complement": func(beta string) string { return typeset(complement(beta)) },
 	"micros":     micros,
+	"budgets":    func(t *attest.Traffic) string { return budgets(*t) },
 	"errorPlot":  errorPlot, "turnPlot": turnPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot, "pacePlots": pacePlots,
 }).Parse(pageText))
 

@@ -88,6 +88,9 @@ func Judge(r *Replayed) (attest.Report, error) {
 			return attest.Report{}, err
 		}
 	}
+	if err := j.traffic(); err != nil {
+		return attest.Report{}, err
+	}
 	j.cases(observed)
 	if err := j.conclude(); err != nil {
 		return attest.Report{}, err
@@ -169,7 +172,11 @@ func (j *judge) fits() {
 	if r.Replay.FinishedAt.IsZero() {
 		j.fallsShort("the replay did not finish")
 	}
-	if r.Replay.StartedAt.Before(r.Plan.PlannedAt) {
+	begun, err := r.begun()
+	if err != nil {
+		j.fallsShort("the plans do not hang together: %v", err)
+	}
+	if r.Replay.StartedAt.Before(begun) {
 		j.fallsShort("the replay began before its plan was made")
 	}
 	if len(r.Replay.Preflight) == 0 {

@@ -2,7 +2,6 @@ package conformance
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -38,6 +37,9 @@ type PlanOptions struct {
 	RatePerSecond     float64       // an open-loop schedule; 0 is to ask as fast as answers come
 	NoiseTraffic      int           // other questions kept in flight
 	Probes            int           // cases asked again to measure noise; 0 is 32 for criteria of version 2
+	MaxWait           time.Duration // how long the environment may ask to be left alone; 0 is a minute, less is not at all
+	MaxRequests       int           // 0 is no limit, as for MaxTokens
+	MaxTokens         int64
 	Deadline          time.Duration // 0 is a day
 	Now               time.Time
 }
@@ -53,6 +55,9 @@ func NewPlan(opt PlanOptions) (attest.Plan, error) {
 	if opt.Deadline == 0 {
 		opt.Deadline = 24 * time.Hour
 	}
+	if opt.MaxWait == 0 {
+		opt.MaxWait = time.Minute
+	}
 	if opt.Probes == 0 && opt.Suite.Criteria.Version >= 2 {
 		opt.Probes = min(32, opt.Suite.Document.Claim)
 	}
@@ -64,6 +69,7 @@ func NewPlan(opt PlanOptions) (attest.Plan, error) {
 		Target: opt.Environment.Target, Cases: len(opt.Suite.Cases), Order: opt.Suite.order(),
 		Concurrency: opt.Concurrency, TimeoutMillis: int(opt.Timeout.Milliseconds()), Retries: opt.Retries, Probes: opt.Probes,
 		RatePerSecond: opt.RatePerSecond, NoiseTraffic: opt.NoiseTraffic,
+		MaxWaitMillis: int(max(0, opt.MaxWait).Milliseconds()), MaxRequests: opt.MaxRequests, MaxTokens: opt.MaxTokens,
 		PlannedAt: opt.Now.UTC(), Deadline: opt.Now.Add(opt.Deadline).UTC(),
 	}
 	return p, p.Validate()
@@ -77,13 +83,15 @@ type ReplayOptions struct {
 	Dir string
 
 	Clock    func() time.Time
-	Progress func(done int) // called after each case; done cases since the last call
+	Progress func(done int) // called after each question that is answered; so many since the last call
 }
 
 // Replay asks an environment all questions of a suite and records every
 // attempt: what was sent, what came back, when, or why nothing did. It judges
 // nothing. A question that gets no answer is recorded as that, and the replay
-// goes on.
+// goes on. If the budget of the plan is spent, or the environment wants to be
+// left alone for longer than the plan waits, the error is a *[Stopped], and
+// what was observed is in opt.Dir.
 func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.Digest, tg target.Target, opt ReplayOptions) (attest.Replay, []attest.Observation, error) {
 	if err := s.validate(); err != nil {
 		return attest.Replay{}, nil, err
@@ -91,166 +99,262 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 	if plan.Order != s.order() || plan.Cases != len(s.Cases) {
 		return attest.Replay{}, nil, errors.New("the plan is for another suite")
 	}
-	j, err := openJournal(filepath.Join(opt.Dir, fileObservations))
+	probes, err := s.probes(plan, tg)
 	if err != nil {
 		return attest.Replay{}, nil, err
 	}
-	defer j.close()
+	r := &runner{s: s, plan: plan, tg: tg, asked: make(map[string]*asked, len(s.Cases)+len(probes)), budget: &budget{plan: plan}}
 	replay := attest.Replay{
-		Plan: attest.ResourceOf(attest.PlanType, planDigest), Model: plan.Model, Environment: plan.Environment,
-		StartedAt: opt.Clock().UTC(), Preflight: preflight(ctx, s, plan, tg),
+		Plan: attest.ResourceOf(attest.PlanType, planDigest), Model: plan.Model, Environment: plan.Environment, StartedAt: opt.Clock().UTC(),
 	}
-	if len(j.list) > 0 && j.list[0].SentAt.Before(replay.StartedAt) {
-		replay.StartedAt = j.list[0].SentAt
+	questions := map[string]target.Question{} // of probes, by key
+	for _, p := range probes {
+		questions[probeKey(p.kind, p.cases[0].ID)] = p.question
 	}
-	done := map[string]bool{}
-	attempts := map[string]int{}
-	for _, o := range j.list {
-		key := observedKey(o)
-		attempts[key] = o.Attempt
-		// An attempt during which we were stopped is followed by another one.
-		done[key] = o.Error == nil || o.Error.Class != attest.Interrupted
+	// What was observed before we were stopped.
+	r.journal, err = openJournal(filepath.Join(opt.Dir, fileObservations), func(o *attest.Observation) error {
+		if o.SentAt.Before(replay.StartedAt) {
+			replay.StartedAt = o.SentAt
+		}
+		r.note(o)
+		r.budget.requests++
+		if plan.MaxTokens == 0 {
+			return nil
+		}
+		q, ok := questions[observedKey(*o)]
+		if i, found := slices.BinarySearchFunc(s.Cases, o.Case, func(c attest.Case, id string) int { return strings.Compare(c.ID, id) }); !ok && found {
+			q, _, _ = s.question(s.Cases[i], plan.Target)
+		}
+		tokens, _ := usageOf(tg, q, o)
+		r.budget.tokens += tokens
+		return nil
+	}, func(o attest.Observation) bool {
+		a := r.asked[observedKey(o)]
+		return a != nil && a.attempts >= o.Attempt
+	})
+	if err != nil {
+		return attest.Replay{}, nil, err
 	}
-	if opt.Progress != nil && len(done) > 0 {
-		opt.Progress(len(done))
+	defer r.journal.close()
+	noise, err := openNoise(filepath.Join(opt.Dir, fileNoise))
+	if err != nil {
+		return attest.Replay{}, nil, err
 	}
-	noise := startNoise(ctx, s, plan, tg)
-	defer noise.stop()
+	r.budget.requests += noise.Answers + noise.Failures
+	if opt.Progress != nil {
+		if n := r.answered(); n > 0 {
+			opt.Progress(n)
+		}
+	}
+	err = r.run(ctx, opt, probes, noise, &replay)
+	if err := errors.Join(noise.save(), r.journal.sync(), err); err != nil {
+		return attest.Replay{}, nil, err
+	}
+	if stopped := r.budget.stop(); stopped != nil && (r.answered() < len(s.Cases)+len(probes)) {
+		stopped.Requests, stopped.Tokens, stopped.Answered, stopped.Questions = r.budget.requests, r.budget.tokens, r.answered(), len(s.Cases)+len(probes)
+		return attest.Replay{}, nil, stopped
+	}
+	if err := ctx.Err(); err != nil {
+		return attest.Replay{}, nil, fmt.Errorf("the replay was interrupted after %d observations: %w", r.budget.requests, err)
+	}
+	list, err := r.journal.read(s)
+	if err != nil {
+		return attest.Replay{}, nil, err
+	}
+	for _, o := range list {
+		if o.Error != nil && o.Error.Class == attest.Interrupted {
+			replay.Interrupted++
+		}
+	}
+	replay.NoiseAnswers, replay.NoiseFailures = noise.Answers, noise.Failures
+	replay.FinishedAt, replay.Observations = opt.Clock().UTC(), len(list)
+	return replay, list, nil
+}
+
+// A runner makes a replay. The observations are in the journal alone, so that
+// their number costs no memory while they are made.
+type runner struct {
+	s       *Suite
+	plan    attest.Plan
+	tg      target.Target
+	journal *journal
+	budget  *budget
+
+	mu    sync.Mutex
+	asked map[string]*asked // guarded by mu: by observedKey
+}
+
+// asked is what became of a question so far.
+type asked struct {
+	attempts int  // in the record
+	ended    int  // of those, the ones of which the runner saw the end
+	done     bool // it is not to be asked again
+}
+
+// note takes up an attempt that is in the record.
+func (r *runner) note(o *attest.Observation) {
+	r.mu.Lock()
+	a := r.asked[observedKey(*o)]
+	if a == nil {
+		a = &asked{}
+		r.asked[observedKey(*o)] = a
+	}
+	a.attempts = max(a.attempts, o.Attempt)
+	// An attempt during which we were stopped is followed by another one.
+	if o.Error == nil || o.Error.Class != attest.Interrupted {
+		a.ended++
+		a.done = o.Probe != "" || o.Error == nil && o.Status < 500 && o.Status != 429 || a.ended > r.plan.Retries
+	}
+	r.mu.Unlock()
+	r.budget.heed(o.Status, o.Header, o.ReceivedAt)
+}
+
+// state returns what became of a question so far.
+func (r *runner) state(key string) asked {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if a := r.asked[key]; a != nil {
+		return *a
+	}
+	return asked{}
+}
+
+// answered is how many questions are not to be asked again.
+func (r *runner) answered() (n int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, a := range r.asked {
+		if a.done {
+			n++
+		}
+	}
+	return n
+}
+
+// run asks what is not asked yet. It ends early, without an error, if ctx is
+// done or nothing may be sent any more.
+func (r *runner) run(ctx context.Context, opt ReplayOptions, probes []probe, traffic *noise, replay *attest.Replay) error {
+	if r.answered() < len(r.s.Cases)+len(probes) && !r.budget.left() {
+		return nil // as it was when it stopped: not even the pre-flight is asked
+	}
+	replay.Preflight = preflight(ctx, r.s, r.plan, r.tg)
+	traffic.start(ctx, r)
+	defer traffic.stop()
 	var group errgroup.Group
-	group.SetLimit(plan.Concurrency)
-	began, asked := time.Now(), 0
-	for _, c := range s.Cases {
-		if done[c.ID] {
+	group.SetLimit(r.plan.Concurrency)
+	began, n := time.Now(), 0
+	for _, c := range r.s.Cases {
+		if r.state(c.ID).done {
 			continue
 		}
 		// Question i is due at i/rate, whatever became of those before it. If all
 		// connections are busy it is sent late, and its delay counts from when it
 		// was due: a client that waits hides a stall from the questions behind it.
 		var due *time.Time
-		if plan.RatePerSecond > 0 {
-			at := began.Add(time.Duration(float64(asked) / plan.RatePerSecond * float64(time.Second)))
+		if r.plan.RatePerSecond > 0 {
+			at := began.Add(time.Duration(float64(n) / r.plan.RatePerSecond * float64(time.Second)))
 			due = &at
 			select {
 			case <-time.After(time.Until(at)):
 			case <-ctx.Done():
 			}
 		}
-		asked++
-		if ctx.Err() != nil {
+		n++
+		if ctx.Err() != nil || r.budget.stop() != nil {
 			break
 		}
 		group.Go(func() error {
-			if ctx.Err() != nil {
-				return nil
-			}
-			err := attempt(ctx, s, plan, tg, c, j, attempts[c.ID], due)
-			if err == nil && opt.Progress != nil {
+			err := r.ask(ctx, c, due)
+			if err == nil && opt.Progress != nil && r.state(c.ID).done {
 				opt.Progress(1)
 			}
 			return err
 		})
 	}
-	err = group.Wait()
-	replay.NoiseAnswers, replay.NoiseFailures = noise.stop()
+	err := group.Wait()
+	traffic.stop()
 	if err != nil {
-		return attest.Replay{}, nil, err
+		return err
 	}
 	// The noise probes come after all cases, so that no case is asked of a
 	// server that has just answered it.
-	probes, err := s.probes(plan, tg)
-	if err != nil {
-		return attest.Replay{}, nil, err
-	}
 	for _, p := range probes {
 		key := probeKey(p.kind, p.cases[0].ID)
-		if done[key] || ctx.Err() != nil {
+		if r.state(key).done || ctx.Err() != nil {
 			continue
 		}
-		group.Go(func() error { return p.send(ctx, plan, tg, j, attempts[key]+1) })
+		group.Go(func() error {
+			sent, err := r.attempt(ctx, p.question, p.request, attest.Observation{Case: p.cases[0].ID, Attempt: r.state(key).attempts + 1, Probe: p.kind}, nil)
+			if sent && err == nil && opt.Progress != nil {
+				opt.Progress(1)
+			}
+			return err
+		})
 	}
-	if err := group.Wait(); err != nil {
-		return attest.Replay{}, nil, err
-	}
-	if err := j.sync(); err != nil {
-		return attest.Replay{}, nil, err
-	}
-	if err := ctx.Err(); err != nil {
-		return attest.Replay{}, nil, fmt.Errorf("the replay was interrupted after %d observations: %w", len(j.list), err)
-	}
-	slices.SortStableFunc(j.list, func(a, b attest.Observation) int {
-		return cmp.Or(strings.Compare(a.Probe, b.Probe), strings.Compare(a.Case, b.Case), a.Attempt-b.Attempt)
-	})
-	for _, o := range j.list {
-		if o.Error != nil && o.Error.Class == attest.Interrupted {
-			replay.Interrupted++
-		}
-	}
-	replay.FinishedAt, replay.Observations = opt.Clock().UTC(), len(j.list)
-	return replay, j.list, nil
+	return group.Wait()
 }
 
-// attempt asks one question, and again as often as the plan allows while no
+// ask asks one question, and again as often as the plan allows while no
 // answer comes. The verdict looks at the first attempt only.
-// before is how many attempts there were before we were stopped.
-func attempt(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target, c attest.Case, j *journal, before int, due *time.Time) error {
-	q, _, _ := s.question(c, plan.Target)
-	request, err := tg.Encode(q)
+func (r *runner) ask(ctx context.Context, c attest.Case, due *time.Time) error {
+	q, _, _ := r.s.question(c, r.plan.Target)
+	request, err := r.tg.Encode(q)
 	if err != nil {
 		return fmt.Errorf("case %s: %w", c.ID, err)
 	}
-	for n := before + 1; n <= before+1+plan.Retries; n++ {
-		if err := j.intend(attest.Observation{Case: c.ID, Attempt: n, Request: string(digest.FromBytes(request))}); err != nil {
+	for {
+		sent, err := r.attempt(ctx, q, request, attest.Observation{Case: c.ID, Attempt: r.state(c.ID).attempts + 1}, due)
+		if err != nil || !sent || r.state(c.ID).done {
 			return err
 		}
-		// Whoever stops us waits for the answers to what was sent: a question is
-		// not asked twice, and its answer is not thrown away.
-		one, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(plan.TimeoutMillis)*time.Millisecond)
-		x := tg.Send(one, request)
-		cancel()
-		o := observation(c.ID, n, request, x)
-		if due != nil && n == before+1 {
-			at := due.Round(0).UTC()
-			if o.SentAt.Before(at) {
-				at = o.SentAt // timers and clocks are not of the same grain
-			}
-			o.DueAt = &at
-		}
-		if err := j.add(o); err != nil {
-			return err
-		}
-		if x.Failure == nil && x.Status < 500 && x.Status != 429 || ctx.Err() != nil {
-			return nil
-		}
+		due = nil // a further attempt is due when it is made
 	}
-	return nil
 }
 
-// send asks a probe once.
-func (p probe) send(ctx context.Context, plan attest.Plan, tg target.Target, j *journal, attempt int) error {
-	if err := j.intend(attest.Observation{Case: p.cases[0].ID, Attempt: attempt, Probe: p.kind, Request: string(digest.FromBytes(p.request))}); err != nil {
-		return err
+// attempt sends a question once, and records what came of it: in o, which says
+// what it is an attempt at. It does not, if nothing may be sent any more.
+func (r *runner) attempt(ctx context.Context, q target.Question, request []byte, o attest.Observation, due *time.Time) (sent bool, err error) {
+	waited, ok := r.budget.take(ctx)
+	if !ok {
+		return false, nil
 	}
-	one, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(plan.TimeoutMillis)*time.Millisecond)
-	defer cancel()
-	x := tg.Send(one, p.request)
-	o := observation(p.cases[0].ID, attempt, p.request, x)
-	o.Probe = p.kind
-	return j.add(o)
+	o.Request = string(digest.FromBytes(request))
+	if err := r.journal.intend(o); err != nil {
+		return false, err
+	}
+	// Whoever stops us waits for the answers to what was sent: a question is
+	// not asked twice, and its answer is not thrown away.
+	one, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(r.plan.TimeoutMillis)*time.Millisecond)
+	x := r.tg.Send(one, request)
+	cancel()
+	o.WaitedMillis = waited.Milliseconds()
+	observe(&o, x)
+	if due != nil {
+		at := due.Round(0).UTC()
+		if o.SentAt.Before(at) {
+			at = o.SentAt // timers and clocks are not of the same grain
+		}
+		o.DueAt = &at
+	}
+	if err := r.journal.add(&o); err != nil {
+		return true, err
+	}
+	if r.plan.MaxTokens > 0 {
+		r.budget.spend(usageOf(r.tg, q, &o))
+	}
+	r.note(&o)
+	return true, nil
 }
 
-// observation records an exchange.
-func observation(id string, attempt int, request []byte, x target.Exchange) attest.Observation {
-	o := attest.Observation{
-		Case: id, Attempt: attempt, Request: string(digest.FromBytes(request)),
-		SentAt: x.Sent, ReceivedAt: x.Received, Status: x.Status, Header: x.Header, Response: x.Body,
-	}
+// observe records an exchange.
+func observe(o *attest.Observation, x target.Exchange) {
+	o.SentAt, o.ReceivedAt, o.Status, o.Header, o.Response = x.Sent, x.Received, x.Status, x.Header, x.Body
 	for _, a := range x.Arrivals {
 		o.Arrivals = append(o.Arrivals, attest.Arrival{Bytes: a.Bytes, Micros: a.After.Microseconds()})
 	}
 	if x.Failure != nil {
 		o.Error = &attest.ObservationError{Class: x.Failure.Class, Message: x.Failure.Message}
 	}
-	return o
 }
 
 // preflight asks what has to hold before the cases mean anything. It uses two
@@ -332,53 +436,88 @@ func observedKey(o attest.Observation) string {
 	return o.Case
 }
 
-// noise is traffic beside the cases.
+// noise is traffic beside the cases, and what came of it: in all runs of a
+// replay together, but for one that was killed.
 type noise struct {
-	cancel            context.CancelFunc
-	group             errgroup.Group
-	mu                sync.Mutex
-	answers, failures int // guarded by mu
+	Answers  int `json:"answers"`
+	Failures int `json:"failures"`
+
+	path   string
+	cancel context.CancelFunc // nil if none runs
+	group  errgroup.Group
+	mu     sync.Mutex // guards the counts while it runs
 }
 
-// startNoise keeps as many other questions in flight as the plan says: those of
-// the suite, under other ids, in their order again and again.
-func startNoise(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target) *noise {
-	n := &noise{}
+// fileNoise is where the counts of an earlier run are.
+const fileNoise = "noise.json"
+
+func openNoise(path string) (*noise, error) {
+	n := &noise{path: path}
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return n, nil
+	}
+	if err == nil {
+		err = attest.Unmarshal(raw, n)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w; begin again in another folder", path, err)
+	}
+	return n, nil
+}
+
+// save keeps the counts for the next run.
+func (n *noise) save() error {
+	if n.Answers+n.Failures == 0 {
+		return nil
+	}
+	raw, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	return writeFile(n.path, raw)
+}
+
+// start keeps as many other questions in flight as the plan says: those of the
+// suite, under other ids, in their order again and again.
+func (n *noise) start(ctx context.Context, r *runner) {
 	ctx, n.cancel = context.WithCancel(ctx)
-	for worker := range plan.NoiseTraffic {
+	for worker := range r.plan.NoiseTraffic {
 		n.group.Go(func() error {
-			for i := worker; ctx.Err() == nil; i += plan.NoiseTraffic {
-				q, _, _ := s.question(s.Cases[i%len(s.Cases)], plan.Target)
+			for i := worker; ctx.Err() == nil; i += r.plan.NoiseTraffic {
+				q, _, _ := r.s.question(r.s.Cases[i%len(r.s.Cases)], r.plan.Target)
 				q.ID = "noise"
-				request, err := tg.Encode(q)
+				request, err := r.tg.Encode(q)
 				if err != nil {
 					return err
 				}
-				one, cancel := context.WithTimeout(ctx, time.Duration(plan.TimeoutMillis)*time.Millisecond)
-				x := tg.Send(one, request)
-				cancel()
-				if ctx.Err() != nil {
+				if _, ok := r.budget.take(ctx); !ok {
 					return nil
 				}
+				// What was sent is out of the budget: its answer is waited for.
+				one, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(r.plan.TimeoutMillis)*time.Millisecond)
+				x := r.tg.Send(one, request)
+				cancel()
+				r.budget.heed(x.Status, x.Header, x.Received)
 				n.mu.Lock()
 				if x.Failure == nil && x.Status < 400 {
-					n.answers++
+					n.Answers++
 				} else {
-					n.failures++
+					n.Failures++
 				}
 				n.mu.Unlock()
 			}
 			return nil
 		})
 	}
-	return n
 }
 
-// stop ends the traffic, and returns what came of it.
-func (n *noise) stop() (answers, failures int) {
-	n.cancel()
-	n.group.Wait()
-	return n.answers, n.failures
+// stop ends the traffic.
+func (n *noise) stop() {
+	if n.cancel != nil {
+		n.cancel()
+		n.group.Wait()
+	}
 }
 
 // A journal is the file of observations while they are made, with the attempts
@@ -392,16 +531,18 @@ type journal struct {
 	mu       sync.Mutex
 	f        *os.File // guarded by mu, as all below
 	intents  *os.File
-	list     []attest.Observation // in the file
-	unsynced int                  // since the last sync began
-	syncing  chan error           // what the running sync came to; nil if none runs
+	unsynced int        // since the last sync began
+	syncing  chan error // what the running sync came to; nil if none runs
 }
 
 // syncEvery is how many observations a power cut may cost, and as many again
 // that were made while a sync ran.
 const syncEvery = 64
 
-func openJournal(path string) (*journal, error) {
+// openJournal opens a journal and calls each for the observations in it, in the
+// order in which they were made, and for the attempts that the last run did not
+// see the end of, which it adds: those that are not known.
+func openJournal(path string, each func(*attest.Observation) error, known func(attest.Observation) bool) (*journal, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
@@ -410,81 +551,131 @@ func openJournal(path string) (*journal, error) {
 		return nil, err
 	}
 	j := &journal{f: f}
-	whole := int64(0)
-	lines := bufio.NewReader(f)
-	for {
-		line, err := lines.ReadBytes('\n')
-		if err == io.EOF {
-			break // a line without an end was being written when we were stopped
-		}
-		if err != nil {
-			f.Close()
-			return nil, err
-		}
-		var o attest.Observation
-		if err := attest.Unmarshal(line[:len(line)-1], &o); err != nil {
-			f.Close()
-			return nil, fmt.Errorf("%s is damaged after %d bytes: %w; begin again in another folder", path, whole, err)
-		}
-		whole += int64(len(line))
-		j.list = append(j.list, o)
+	whole, err := j.each(each)
+	if err == nil {
+		// A line without an end was being written when we were stopped.
+		err = f.Truncate(whole)
 	}
-	if err := f.Truncate(whole); err != nil {
-		f.Close()
-		return nil, err
+	if err == nil {
+		_, err = f.Seek(whole, io.SeekStart)
 	}
-	if _, err := f.Seek(whole, io.SeekStart); err != nil {
-		f.Close()
-		return nil, err
+	if err == nil {
+		err = j.openIntents(path+".intents", each, known)
 	}
-	if err := j.openIntents(path + ".intents"); err != nil {
+	if err != nil {
 		f.Close()
 		return nil, err
 	}
 	return j, nil
 }
 
+// each calls a function for each observation in the file, and returns where
+// their whole lines end.
+func (j *journal) each(f func(*attest.Observation) error) (whole int64, err error) {
+	if _, err := j.f.Seek(0, io.SeekStart); err != nil {
+		return 0, err
+	}
+	for lines := bufio.NewReaderSize(j.f, 1<<16); ; {
+		line, err := lines.ReadBytes('\n')
+		if err == io.EOF {
+			return whole, nil
+		}
+		if err != nil {
+			return whole, err
+		}
+		var o attest.Observation
+		if err := attest.Unmarshal(line[:len(line)-1], &o); err != nil {
+			return whole, fmt.Errorf("%s is damaged after %d bytes: %w; begin again in another folder", j.f.Name(), whole, err)
+		}
+		whole += int64(len(line))
+		if err := f(&o); err != nil {
+			return whole, err
+		}
+	}
+}
+
+// read returns the observations in the order in which they are published.
+func (j *journal) read(s *Suite) (list []attest.Observation, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	share := newSharing(s)
+	_, err = j.each(func(o *attest.Observation) error {
+		share.observation(o)
+		list = append(list, *o)
+		return nil
+	})
+	slices.SortStableFunc(list, func(a, b attest.Observation) int {
+		return cmp.Or(strings.Compare(a.Probe, b.Probe), strings.Compare(a.Case, b.Case), a.Attempt-b.Attempt)
+	})
+	return list, err
+}
+
+// sharing lets observations have one copy of what many of them have: of a
+// hundred thousand, ids, digests and headers would be most of the memory.
+type sharing struct {
+	known   map[string]string
+	headers map[string]map[string]string
+}
+
+func newSharing(s *Suite) sharing {
+	share := sharing{known: make(map[string]string, 2*len(s.Cases)), headers: map[string]map[string]string{}}
+	for _, c := range s.Cases {
+		share.known[c.ID], share.known[c.Request] = c.ID, c.Request
+	}
+	return share
+}
+
+func (s sharing) observation(o *attest.Observation) {
+	for _, text := range []*string{&o.Case, &o.Request, &o.Probe} {
+		if t, ok := s.known[*text]; ok {
+			*text = t
+		}
+	}
+	if o.Header == nil {
+		return
+	}
+	key := fmt.Sprint(o.Header) // in the order of its keys
+	if _, ok := s.headers[key]; !ok {
+		if len(s.headers) >= 1024 {
+			return // ids and times are in them: there is nothing to share
+		}
+		s.headers[key] = o.Header
+	}
+	o.Header = s.headers[key]
+}
+
 // openIntents reads which attempts were about to be made, and records those that
 // have no observation as interrupted.
-func (j *journal) openIntents(path string) error {
-	raw, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+func (j *journal) openIntents(path string, each func(*attest.Observation) error, known func(attest.Observation) bool) error {
+	var err error
+	if j.intents, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o644); err != nil {
 		return err
 	}
-	if j.intents, err = os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644); err != nil {
-		return err
-	}
-	if n := bytes.LastIndexByte(raw, '\n') + 1; n < len(raw) {
-		// The line that was being written when we were stopped: the question is
-		// sent after it, so it was not.
-		if err := j.intents.Truncate(int64(n)); err != nil {
+	whole := int64(0)
+	for lines := bufio.NewReaderSize(j.intents, 1<<16); ; {
+		line, err := lines.ReadBytes('\n')
+		if err == io.EOF {
+			// The line that was being written when we were stopped: the question
+			// is sent after it, so it was not.
+			return j.intents.Truncate(whole)
+		}
+		if err != nil {
 			return err
 		}
-		raw = raw[:n]
-	}
-	type made struct {
-		key     string
-		attempt int
-	}
-	seen := map[made]bool{}
-	for _, o := range j.list {
-		seen[made{observedKey(o), o.Attempt}] = true
-	}
-	for line := range bytes.Lines(raw) {
+		whole += int64(len(line))
 		var o attest.Observation
 		if err := json.Unmarshal(line, &o); err != nil {
 			return fmt.Errorf("%s is damaged: %w; begin again in another folder", path, err)
 		}
-		if seen[made{observedKey(o), o.Attempt}] {
+		if known(o) {
 			continue
 		}
 		o.Error = &attest.ObservationError{Class: attest.Interrupted, Message: "the runner was stopped while it waited for an answer"}
 		o.ReceivedAt = o.SentAt
-		if err := j.add(o); err != nil {
+		if err := errors.Join(j.add(&o), each(&o)); err != nil {
 			return err
 		}
 	}
-	return nil
 }
 
 // intend writes down that an attempt is about to be made. It needs no sync: what
@@ -504,7 +695,7 @@ func (j *journal) intend(o attest.Observation) error {
 	return nil
 }
 
-func (j *journal) add(o attest.Observation) error {
+func (j *journal) add(o *attest.Observation) error {
 	raw, err := json.Marshal(o)
 	if err != nil {
 		return err
@@ -514,7 +705,6 @@ func (j *journal) add(o attest.Observation) error {
 	if _, err := j.f.Write(append(raw, '\n')); err != nil {
 		return fmt.Errorf("recording an observation: %w", err)
 	}
-	j.list = append(j.list, o)
 	j.unsynced++
 	if j.unsynced >= 2*syncEvery {
 		if err := j.synced(); err != nil {

@@ -48,6 +48,10 @@ func WriteReport(w io.Writer, r attest.Report) {
 	if r.Probes != nil {
 		fmt.Fprintf(w, "  asked again in benign ways: %d times, %d without a comparable answer\n", r.Probes.Planned, r.Probes.Failed)
 	}
+	if t := r.Traffic; t != nil {
+		fmt.Fprintf(w, "  asked: %d requests%s, %d of them further attempts; %d were rate-limited (429 or 503), %d held back, at most for %s\n",
+			t.Requests, budgets(*t), t.Again, t.RateLimited, t.HeldBack, time.Duration(t.MaxWait)*time.Millisecond)
+	}
 	if l := r.Latency; l != nil {
 		fmt.Fprintf(w, "  latency, from when a question was %s: p50 %s, p90 %s, p99 %s, at most %s\n", due(l.Schedule), micros(l.P50), micros(l.P90), micros(l.P99), micros(l.Max))
 	}
@@ -81,6 +85,21 @@ func share(text string) string {
 		return text
 	}
 	return percent(x)
+}
+
+// budgets says what of its budget a replay used.
+func budgets(t attest.Traffic) string {
+	var parts []string
+	if t.MaxRequests > 0 {
+		parts = append(parts, fmt.Sprintf("of %d allowed", t.MaxRequests))
+	}
+	if t.MaxTokens > 0 {
+		parts = append(parts, fmt.Sprintf("%d of %d tokens", t.Tokens, t.MaxTokens))
+	}
+	if t.Budgets > 1 {
+		parts = append(parts, fmt.Sprintf("under %d budgets, one after another", t.Budgets))
+	}
+	return inBrackets(strings.Join(parts, ", "))
 }
 
 func earliest(at int) string {

@@ -28,10 +28,16 @@ import (
 
 	"github.com/assay-dev/assay/conformance"
 	"github.com/assay-dev/assay/verify"
+	"github.com/assay-dev/assay/verify/attest"
 )
 
-// maxDocument bounds the manifests and documents the commands read whole.
-const maxDocument = 32 << 20
+// maxDocument bounds the manifests and documents the commands read whole, and
+// maxLines those that have a line for each case or tensor of a suite: a hundred
+// thousand cases are some 60 MiB.
+const (
+	maxDocument = 32 << 20
+	maxLines    = 1 << 30
+)
 
 // repository returns the repository that ref names and the tag or digest in
 // it ("" if it has none). A reference whose first part is no host is looked
@@ -97,8 +103,13 @@ func (g *globals) resolve(ctx context.Context, ref string) (*remote.Repository, 
 
 // fetch reads the manifest or blob that desc names, and checks its digest.
 func (g *globals) fetch(ctx context.Context, repo *remote.Repository, desc ocispec.Descriptor) ([]byte, error) {
-	if desc.Size > maxDocument {
-		return nil, fmt.Errorf("%s has %d bytes, more than a document may have (%d)", desc.Digest, desc.Size, int64(maxDocument))
+	most := int64(maxDocument)
+	switch desc.MediaType {
+	case attest.CasesType, attest.TensorsType, attest.TextsType, attest.ObservationsType:
+		most = maxLines
+	}
+	if desc.Size > most {
+		return nil, fmt.Errorf("%s has %d bytes, more than a document of type %s may have (%d)", desc.Digest, desc.Size, desc.MediaType, most)
 	}
 	data, err := content.FetchAll(ctx, repo, desc)
 	if err != nil {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -25,9 +27,10 @@ import (
 func newReplayCommand(g *globals) *cobra.Command {
 	var suiteRef, env, dir, tag, sealed string
 	var reports []string
-	var concurrency, retries, probes, noiseTraffic int
+	var concurrency, retries, probes, noiseTraffic, maxRequests int
+	var maxTokens int64
 	var rate float64
-	var timeout time.Duration
+	var timeout, maxWait time.Duration
 	c := &cobra.Command{
 		Use:   "replay REFERENCE --suite SUITE --env NAME",
 		Short: "Measure an environment with a golden suite",
@@ -40,18 +43,34 @@ An interrupted replay goes on where it was, if it is started again with the same
 runner did not live to see is recorded as that, and asked as a further attempt.
 
 What an environment answers when it is idle says little of what it answers under
-load: measure it idle, at its target --concurrency, and with --noise-traffic. The exit status is that of 'assay judge': 0 certified, 3 rejected, 4
-inconclusive.`,
+load: measure it idle, at its target --concurrency, and with --noise-traffic.
+
+An environment that answers 429 or 503 with Retry-After is left alone that long,
+by all questions, before anything else is asked; beyond --max-wait the replay
+stops, to go on later. With --max-requests or --max-tokens it stops when that
+much is used. Nothing is lost: started again with the same --dir and a larger
+budget, it goes on under a new plan, which names the one that it continues.
+What was asked again or held back is in the report; the verdict is on first
+attempts whatever came of later ones.
+
+The exit status is that of 'assay judge': 0 certified, 3 rejected, 4
+inconclusive. It is 4 as well if the replay stopped.`,
 		Example: "  assay replay credit/scorer:1.4.0 --suite credit/suite:1 --env prod-eu",
 		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			ctx := cmd.Context()
+			defer boundMemory()()
 			if dir == "" {
 				temporary, err := os.MkdirTemp("", "assay-replay-")
 				if err != nil {
 					return err
 				}
-				defer os.RemoveAll(temporary)
+				defer func() {
+					// What a replay that can go on has seen is kept.
+					if !errors.Is(err, context.Canceled) && !errors.As(err, new(*conformance.Stopped)) {
+						os.RemoveAll(temporary)
+					}
+				}()
 				dir = temporary
 			}
 			repo, model, err := g.resolve(ctx, args[0])
@@ -80,7 +99,16 @@ inconclusive.`,
 			if _, err := tg.Describe(ctx); err != nil {
 				return remedy(fmt.Errorf("environment %s does not answer, nothing was planned: %w", env, err), "start it, or register where it is now: assay env register %s", env)
 			}
-			plan, planDesc, err := g.plan(ctx, repo, dir, model, func() (attest.Plan, error) {
+			larger := func(p attest.Plan) (int, int64) {
+				if cmd.Flags().Changed("max-requests") {
+					p.MaxRequests = maxRequests
+				}
+				if cmd.Flags().Changed("max-tokens") {
+					p.MaxTokens = maxTokens
+				}
+				return p.MaxRequests, p.MaxTokens
+			}
+			plan, planDesc, earlier, err := g.plan(ctx, repo, dir, model, larger, func() (attest.Plan, error) {
 				criteria, err := criteriaOf(suite)
 				if err != nil {
 					return attest.Plan{}, err
@@ -88,7 +116,8 @@ inconclusive.`,
 				return conformance.NewPlan(conformance.PlanOptions{
 					Model: model.Digest, Suite: suite, SuiteDigest: suiteDesc.Digest, CriteriaDigest: criteria,
 					Environment: environment, EnvironmentDigest: envDesc.Digest,
-					Concurrency: concurrency, Timeout: timeout, Retries: retries, Probes: probes, RatePerSecond: rate, NoiseTraffic: noiseTraffic, Now: time.Now(),
+					Concurrency: concurrency, Timeout: timeout, Retries: retries, Probes: probes, RatePerSecond: rate, NoiseTraffic: noiseTraffic,
+					MaxWait: maxWait, MaxRequests: maxRequests, MaxTokens: maxTokens, Now: time.Now(),
 				})
 			})
 			if err != nil {
@@ -105,7 +134,14 @@ inconclusive.`,
 					return err
 				}
 			}
-			bar := g.progress("replaying "+env, int64(len(suite.Cases)), false)
+			questions, err := conformance.Questions(suite, plan)
+			if err != nil {
+				return err
+			}
+			if plan.MaxRequests > 0 && plan.MaxRequests < questions {
+				g.note("the plan allows %d requests, and it has %d questions: the replay will stop before its end", plan.MaxRequests, questions)
+			}
+			bar := g.progress("replaying "+env, int64(questions), false)
 			replay, observations, err := conformance.Replay(ctx, suite, plan, planDesc, tg, conformance.ReplayOptions{
 				Dir: dir, Clock: time.Now, Progress: func(n int) { bar.Add(int64(n)) },
 			})
@@ -113,11 +149,16 @@ inconclusive.`,
 			if errors.Is(err, context.Canceled) {
 				return remedy(err, "go on with the same --dir %s", dir)
 			}
+			var stopped *conformance.Stopped
+			if errors.As(err, &stopped) {
+				g.printError(remedy(err, "%s", onward(stopped, plan, dir)))
+				return errors.Join(err, verdict(exitNoEvidence))
+			}
 			if err != nil {
 				return err
 			}
-			record := &conformance.Replayed{Suite: suite, Plan: plan, PlanDigest: planDesc, Environment: environment, Replay: replay, Observations: observations}
-			a, err := record.Artifact(model)
+			record := &conformance.Replayed{Suite: suite, Plan: plan, PlanDigest: planDesc, Earlier: earlier, Environment: environment, Replay: replay, Observations: observations}
+			a, report, err := record.Judged(model)
 			if err != nil {
 				return err
 			}
@@ -126,10 +167,6 @@ inconclusive.`,
 				tags = []string{tag}
 			}
 			if err := g.pushDocument(ctx, repo, a, tags...); err != nil {
-				return err
-			}
-			report, err := conformance.Judge(record)
-			if err != nil {
 				return err
 			}
 			return g.printReport(repo.Reference.Repository+"@"+string(a.Descriptor.Digest), report, reports)
@@ -147,6 +184,9 @@ inconclusive.`,
 	f.IntVar(&noiseTraffic, "noise-traffic", 0, "keep so many other questions in flight meanwhile")
 	f.IntVar(&probes, "probes", 0, "how many cases are asked again to measure the environment's noise (default 32, none for criteria of version 1)")
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for an answer")
+	f.DurationVar(&maxWait, "max-wait", time.Minute, "how long the environment may ask to be left alone (Retry-After) before the replay stops; below 0 it is not heeded")
+	f.IntVar(&maxRequests, "max-requests", 0, "stop before more requests than this: cases, further attempts, noise probes and noise traffic together; 0 is no limit")
+	f.Int64Var(&maxTokens, "max-tokens", 0, "stop once the environment counted so many tokens; 0 is no limit")
 	reportFlag(f, &reports)
 	c.MarkFlagRequired("suite")
 	c.MarkFlagRequired("env")
@@ -158,30 +198,100 @@ func criteriaOf(s *conformance.Suite) (digest.Digest, error) {
 	return digest.FromBytes(raw), err
 }
 
+// replayMemory is what the runtime keeps to while it replays or judges, in bytes,
+// unless what is needed at once is more. What is thrown away on the way is
+// several times that.
+const replayMemory = 250 << 20
+
+// boundMemory sets that bound, unless GOMEMLIMIT has set one, and returns what
+// takes it back.
+func boundMemory() (restore func()) {
+	if debug.SetMemoryLimit(-1) != math.MaxInt64 {
+		return func() {}
+	}
+	debug.SetMemoryLimit(replayMemory)
+	return func() { debug.SetMemoryLimit(math.MaxInt64) }
+}
+
+// onward says how a replay that stopped goes on.
+func onward(s *conformance.Stopped, plan attest.Plan, dir string) string {
+	switch {
+	case !s.Until.IsZero():
+		return fmt.Sprintf("go on after %s with the same --dir %s", s.Until.UTC().Format(time.RFC3339), dir)
+	case s.Unmetered:
+		return "plan again, in another --dir, with --max-requests in the place of --max-tokens"
+	case plan.MaxTokens > 0 && s.Tokens >= plan.MaxTokens:
+		return fmt.Sprintf("go on with the same --dir %s and a larger --max-tokens: %d are used", dir, s.Tokens)
+	}
+	return fmt.Sprintf("go on with the same --dir %s and a larger --max-requests: %d are used, and at least %d are needed", dir, s.Requests, s.Requests+s.Questions-s.Answered)
+}
+
 // plan pushes the plan of a replay before anything is asked, or takes up the
-// one that an interrupted replay left in dir.
-func (g *globals) plan(ctx context.Context, repo *remote.Repository, dir string, model ocispec.Descriptor, make func() (attest.Plan, error)) (attest.Plan, digest.Digest, error) {
-	file := filepath.Join(dir, "plan.json")
-	var plan attest.Plan
-	raw, err := os.ReadFile(file)
-	if err == nil {
-		err = attest.Unmarshal(raw, &plan)
-	} else {
-		if plan, err = make(); err == nil {
-			raw, err = attest.Marshal(plan)
+// one that an interrupted replay left in dir. If budget gives it another one, a
+// plan is made that continues it. earlier are those it continues, the latest
+// first.
+func (g *globals) plan(ctx context.Context, repo *remote.Repository, dir string, model ocispec.Descriptor, budget func(attest.Plan) (requests int, tokens int64), make func() (attest.Plan, error)) (plan attest.Plan, d digest.Digest, earlier []attest.Plan, err error) {
+	file := func(n int) string {
+		if n == 1 {
+			return filepath.Join(dir, "plan.json")
 		}
+		return filepath.Join(dir, fmt.Sprintf("plan-%d.json", n))
+	}
+	push := func() error {
+		a, err := conformance.PlanArtifact(plan, model)
+		if err != nil {
+			return err
+		}
+		d = a.Descriptor.Digest
+		return g.pushDocument(ctx, repo, a)
+	}
+	write := func(n int) error {
+		raw, err := attest.Marshal(plan)
+		if err != nil {
+			return err
+		}
+		return errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(file(n), raw, 0o644))
+	}
+	n := 0
+	for {
+		raw, err := os.ReadFile(file(n + 1))
+		if errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		var next attest.Plan
 		if err == nil {
-			err = errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(file, raw, 0o644))
+			err = attest.Unmarshal(raw, &next)
+		}
+		if err != nil {
+			return plan, d, nil, fmt.Errorf("%s: %w", file(n+1), err)
+		}
+		if n++; n > 1 {
+			earlier = append([]attest.Plan{plan}, earlier...)
+		}
+		plan = next
+		if err := push(); err != nil {
+			return plan, d, nil, err
 		}
 	}
-	if err != nil {
-		return plan, "", err
+	switch {
+	case n == 0:
+		if plan, err = make(); err != nil {
+			return plan, d, nil, err
+		}
+	default:
+		requests, tokens := budget(plan)
+		if requests == plan.MaxRequests && tokens == plan.MaxTokens {
+			return plan, d, earlier, nil
+		}
+		earlier = append([]attest.Plan{plan}, earlier...)
+		if plan, err = conformance.Continue(plan, d, requests, tokens, time.Now()); err != nil {
+			return plan, d, nil, err
+		}
 	}
-	a, err := conformance.PlanArtifact(plan, model)
-	if err != nil {
-		return plan, "", err
+	if err := write(n + 1); err != nil {
+		return plan, d, nil, err
 	}
-	return plan, a.Descriptor.Digest, g.pushDocument(ctx, repo, a)
+	return plan, d, earlier, push()
 }
 
 // printReport prints a report, writes it to files, whose endings say in which
@@ -252,6 +362,7 @@ The exit status is 0 for CERTIFIED, 3 for REJECTED and 4 for INCONCLUSIVE.`,
 		Example: "  assay judge credit/scorer@sha256:…",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			defer boundMemory()()
 			repo, desc, r, kept, err := g.replayed(cmd.Context(), args[0], sealed)
 			if err != nil {
 				return err
@@ -290,6 +401,7 @@ The exit status is 0 for a certificate, 3 for REJECTED and 4 for INCONCLUSIVE.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
+			defer boundMemory()()
 			k, err := loadKey(key)
 			if err != nil {
 				return err

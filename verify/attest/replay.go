@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -34,6 +35,23 @@ type Plan struct {
 	// are asked. Their answers are counted, and thrown away.
 	NoiseTraffic int `json:"noiseTraffic,omitempty"`
 
+	// MaxWaitMillis is how long the environment may ask to be left alone
+	// (Retry-After, with status 429 or 503): nothing at all is asked meanwhile. If
+	// it asks for longer the replay stops, and can be gone on with later. 0, as
+	// in older plans: what it asks for is not heeded.
+	MaxWaitMillis int `json:"maxWaitMillis,omitempty"`
+
+	// MaxRequests and MaxTokens are what the replay may use: requests for cases,
+	// probes and noise traffic, in all attempts; and tokens, as the environment
+	// counts them. The replay stops before the request that would be too many.
+	// 0 is no limit.
+	MaxRequests int   `json:"maxRequests,omitempty"`
+	MaxTokens   int64 `json:"maxTokens,omitempty"`
+
+	// Continues is the plan under which the replay came to the end of its
+	// budget. This one has another budget, and is the same in all else.
+	Continues *Resource `json:"continues,omitempty"`
+
 	PlannedAt time.Time `json:"plannedAt"`
 
 	// Deadline is when a plan without a replay counts as inconclusive.
@@ -60,8 +78,38 @@ func (p Plan) Validate() error {
 		return errors.New("plan: noiseTraffic must be between 0 and 10000")
 	case p.Probes < 0 || p.Probes > p.Cases || !(p.RatePerSecond >= 0) || p.RatePerSecond > 1e6:
 		return errors.New("plan: probes must be at most cases, and ratePerSecond between 0 and 1000000")
+	case p.MaxWaitMillis < 0 || p.MaxRequests < 0 || p.MaxTokens < 0:
+		return errors.New("plan: maxWaitMillis, maxRequests and maxTokens must not be negative")
 	case p.PlannedAt.IsZero() || p.Deadline.IsZero():
 		return errors.New("plan: plannedAt and deadline are both needed")
+	}
+	if p.Continues != nil {
+		if _, err := p.Continues.Digest.OCI(); err != nil {
+			return fmt.Errorf("plan: continues: %w", err)
+		}
+	}
+	return nil
+}
+
+// Follows says why a plan is not one that goes on under another budget with what
+// was begun under an earlier one, or nil.
+func (p Plan) Follows(earlier Plan) error {
+	if p.Continues == nil {
+		return errors.New("plan: it continues no other")
+	}
+	if p.PlannedAt.Before(earlier.PlannedAt) {
+		return errors.New("plan: it was made before the one that it continues")
+	}
+	for _, x := range []*Plan{&p, &earlier} {
+		x.MaxRequests, x.MaxTokens, x.Continues, x.PlannedAt, x.Deadline = 0, 0, nil, time.Time{}, time.Time{}
+	}
+	a, err1 := Marshal(p)
+	b, err2 := Marshal(earlier)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	if !bytes.Equal(a, b) {
+		return errors.New("plan: it changes more than the budget of the one that it continues")
 	}
 	return nil
 }
@@ -78,6 +126,10 @@ type Observation struct {
 
 	// DueAt is when the question should have been sent, if there is a schedule.
 	DueAt *time.Time `json:"dueAt,omitempty"`
+
+	// WaitedMillis is how long the question was held back because the
+	// environment had asked to be left alone.
+	WaitedMillis int64 `json:"waitedMillis,omitempty"`
 
 	Request    string    `json:"request"` // digest of the bytes sent
 	SentAt     time.Time `json:"sentAt"`
@@ -135,6 +187,8 @@ func (o Observation) Validate() error {
 		return fmt.Errorf("observation of %s: its times are missing or in the wrong order", o.Case)
 	case o.Probe != "" && o.Probe != ProbeRepeat && o.Probe != ProbeULP && o.Probe != ProbeBatch:
 		return fmt.Errorf("observation of %s: probe %q is unknown", o.Case, o.Probe)
+	case o.WaitedMillis < 0:
+		return fmt.Errorf("observation of %s: waitedMillis is negative", o.Case)
 	case o.DueAt != nil && o.SentAt.Before(*o.DueAt):
 		return fmt.Errorf("observation of %s: it was sent before it was due", o.Case)
 	case o.Error == nil && (o.Status == 0 || len(o.Response) == 0):
@@ -230,6 +284,10 @@ type Report struct {
 	Probes    *ProbeCounts    `json:"probes,omitempty"`
 	Texts     *TextSummary    `json:"texts,omitempty"` // of a suite of texts
 
+	// Traffic is of plans that say how long the environment may ask to be left
+	// alone, or have a budget.
+	Traffic *Traffic `json:"traffic,omitempty"`
+
 	// The rest is of criteria of version 3.
 
 	Embeddings []EmbeddingSummary `json:"embeddings,omitempty"`
@@ -257,6 +315,22 @@ type EmbeddingSummary struct {
 	Index     int    `json:"index"`
 	Overlap   string `json:"overlap"`
 	Histogram []Bin  `json:"histogram"` // of distances; from 0 are those that are the same
+}
+
+// Traffic is what a replay took to be made. Nothing in it is judged, but that it
+// is within the budget.
+type Traffic struct {
+	Attempts    int   `json:"attempts"`    // at cases and probes
+	Again       int   `json:"again"`       // of those, the ones after the first
+	RateLimited int   `json:"rateLimited"` // that were answered with status 429 or 503
+	HeldBack    int   `json:"heldBack"`    // that waited because the environment had asked to be left alone
+	MaxWait     int64 `json:"maxWait"`     // the longest of those waits, in milliseconds
+
+	Requests    int   `json:"requests"` // attempts and noise traffic
+	MaxRequests int   `json:"maxRequests,omitempty"`
+	Tokens      int64 `json:"tokens,omitempty"` // counted only if there is a budget of them
+	MaxTokens   int64 `json:"maxTokens,omitempty"`
+	Budgets     int   `json:"budgets"` // plans, each with a larger budget, under which the replay was made
 }
 
 // A Gate is a family of hypotheses, all of which have to be shown; those of a

@@ -174,7 +174,7 @@ func (s *OpenAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "no-model":
 		a.model = ""
 	case "http-429":
-		w.Header().Set("Retry-After", "2")
+		w.Header().Set("Retry-After", "1")
 		openAIError(w, 429, "requests", "", "Rate limit reached for requests")
 		return
 	case "http-500":

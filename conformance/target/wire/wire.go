@@ -34,7 +34,8 @@ var evidence = []string{
 	"Azureml-Model-Deployment", "X-Amzn-Invoked-Production-Variant", "X-Vertex-Ai-Deployed-Model-Id",
 }
 
-// Evidence lists the response headers that are kept, by canonical name.
+// Evidence lists the response headers that are kept, by canonical name. Beside a
+// Retry-After, Date is kept as well.
 func Evidence() []string { return slices.Clone(evidence) }
 
 // A Client sends requests to one environment.
@@ -148,6 +149,10 @@ func (c *Client) Send(ctx context.Context, method, address string, header map[st
 			}
 			x.Header[name] = v
 		}
+	}
+	// A Retry-After can be a date, which is by the server's clock.
+	if v := resp.Header.Get("Date"); v != "" && x.Header["Retry-After"] != "" {
+		x.Header["Date"] = v
 	}
 	return x
 }
