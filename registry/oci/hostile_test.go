@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,15 +28,22 @@ import (
 	"github.com/assay-dev/assay/store"
 )
 
-// slowServer is a server that waits for nobody longer than stall.
-func slowServer(t testing.TB, h *house, stall time.Duration) *httptest.Server {
-	server := httptest.NewUnstartedServer(Patience(Handler(Options{
+// slowServer is a server that waits for nobody longer than stall. gone counts
+// the connections that are over.
+func slowServer(t testing.TB, h *house, stall time.Duration) (server *httptest.Server, gone *atomic.Int64) {
+	gone = new(atomic.Int64)
+	server = httptest.NewUnstartedServer(Patience(Handler(Options{
 		Registry:     h.registry,
 		Authenticate: func(*http.Request) (access.Actor, error) { return access.Anonymous(true), nil },
 	}), stall))
 	server.Config.ReadHeaderTimeout = stall
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			gone.Add(1)
+		}
+	}
 	server.Start()
-	return server
+	return server, gone
 }
 
 // Hundreds of clients that send a little and then nothing, or take a little
@@ -44,13 +52,13 @@ func slowServer(t testing.TB, h *house, stall time.Duration) *httptest.Server {
 func TestSlowClients(t *testing.T) {
 	const clients = 300
 	h := newHouse(t, store.NewMemBlobs())
-	big := make([]byte, 16<<20) // more than the sockets hold
+	big := make([]byte, 64<<20) // more than the sockets hold
 	d := digest.FromBytes(big)
 	h.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(d), body: string(big), status: 201})
 	h.Client().CloseIdleConnections()
 	time.Sleep(50 * time.Millisecond)
 	before := goleak.IgnoreCurrent()
-	server := slowServer(t, h, 2*time.Second)
+	server, gone := slowServer(t, h, 2*time.Second)
 	heap := func() uint64 {
 		var m runtime.MemStats
 		runtime.GC()
@@ -80,7 +88,13 @@ func TestSlowClients(t *testing.T) {
 	if each > 64<<10 {
 		t.Error("that is more than it may")
 	}
-	time.Sleep(2 * time.Second) // their time is over
+	// None of them does anything until the server has sent all of them away:
+	// one that went on by itself would not show that.
+	for began := time.Now(); gone.Load() < clients; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > time.Minute {
+			t.Fatalf("%d of %d clients that stand still were sent away", gone.Load(), clients)
+		}
+	}
 	for i, conn := range conns {
 		conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 		n, err := io.Copy(io.Discard, conn)
@@ -177,7 +191,7 @@ func (h *house) send(t rapid.TB, method, path string, body []byte, contentRange 
 // server answers no 5xx, does not hang, and is as it was, or sound.
 func FuzzWire(f *testing.F) {
 	h := newHouse(f, store.NewMemBlobs())
-	server := slowServer(f, h, 100*time.Millisecond)
+	server, _ := slowServer(f, h, 100*time.Millisecond)
 	f.Cleanup(server.Close)
 	hello := digest.FromString("hello")
 	for _, seed := range []string{
