@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -106,6 +107,45 @@ func TestDraftWithGoldenOutputs(t *testing.T) {
 	}
 	if _, err := d.Suite(nil, opt); err == nil {
 		t.Error("without cases")
+	}
+}
+
+// Golden outputs that come with cases are what the reference answers, or it is
+// not recorded: what somebody brings is not dropped in silence.
+func TestRecordOfCasesWithOutputs(t *testing.T) {
+	server := targettest.NewServer(t, scorer)
+	record := func(edit func(*CandidateTensor)) error {
+		list := candidates(80)
+		probability := func(i int) []json.Number {
+			x := list[i].Inputs["features"].Data
+			a, _ := x[0].Float64()
+			b, _ := x[1].Float64()
+			var numbers []json.Number
+			for _, v := range scorer([]float32{float32(a), float32(b)}) {
+				numbers = append(numbers, json.Number(fmt.Sprint(v)))
+			}
+			return numbers
+		}
+		out := CandidateTensor{Datatype: "FP32", Shape: []int64{1, 2}, Data: probability(7)}
+		edit(&out)
+		list[7].Outputs = map[string]CandidateTensor{"probabilities": out}
+		_, err := Record(t.Context(), connect(t, server), RecordOptions{
+			Name: "s", Model: attest.ResourceOf("", digest.FromString("model")), Target: targetOf(server), Candidates: list,
+			Claim: 59, Border: 2, Criteria: criteria(59, 0), DataClassification: "synthetic", Clock: func() time.Time { return start },
+		})
+		return err
+	}
+	if err := record(func(*CandidateTensor) {}); err != nil {
+		t.Errorf("those of the reference: %v", err)
+	}
+	for want, edit := range map[string]func(*CandidateTensor){
+		"the reference answers another": func(c *CandidateTensor) { c.Data[0], c.Data[1] = c.Data[1], c.Data[0] },
+		"does not compare":              func(c *CandidateTensor) { c.Datatype = "FP64" },
+		"too large for FP32":            func(c *CandidateTensor) { c.Data[0] = "1e39" },
+	} {
+		if err := record(edit); err == nil || !strings.Contains(err.Error(), "case-0007") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, and not %q", err, want)
+		}
 	}
 }
 

@@ -15,11 +15,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -130,15 +130,10 @@ func (t CandidateTensor) tensor(name string) (compare.Tensor, error) {
 		if err != nil {
 			return out, fmt.Errorf("input %s: element %d: %w", name, i, err)
 		}
-		switch t.Datatype {
-		case "FP32":
-			// The golden input is the nearest FP32: that is what is stored,
-			// as bits, and sent.
-			out.Bits = binary.LittleEndian.AppendUint32(out.Bits, math.Float32bits(float32(v)))
-		case "FP64":
-			out.Bits = binary.LittleEndian.AppendUint64(out.Bits, math.Float64bits(v))
-		default:
-			return out, fmt.Errorf("input %s: datatype %q cannot be written as decimal numbers; use FP32, FP64, BOOL or integers", name, t.Datatype)
+		// The golden value is the nearest one of its type: that is what is stored,
+		// as bits, and sent.
+		if out.Bits, err = compare.AppendFloat(out.Bits, t.Datatype, v); err != nil {
+			return out, fmt.Errorf("input %s: element %d: %w", name, i, err)
 		}
 	}
 	_, err := out.Values()
@@ -280,6 +275,9 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 		if a.request, a.outputs, err = rec.ask(c.ID, a.inputs); err != nil {
 			return nil, fmt.Errorf("the reference, case %s: %w", c.ID, err)
 		}
+		if err := brought(c, opt.Criteria, a.outputs); err != nil {
+			return nil, fmt.Errorf("case %s: %w", c.ID, err)
+		}
 		if nearest == "" {
 			decision, err := decide(opt.Criteria.Outputs[0], a.outputs)
 			if err != nil {
@@ -371,6 +369,36 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 		return nil, err
 	}
 	return s, nil
+}
+
+// brought says why the golden outputs that came with a case are not what the
+// reference answers. What is recorded is the reference's answer; a case that
+// brings another one was made for another model, or this is no reference.
+func brought(c Candidate, criteria attest.Criteria, answered []compare.Tensor) error {
+	for _, name := range slices.Sorted(maps.Keys(c.Outputs)) {
+		want, err := c.Outputs[name].tensor(name)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(answered, func(t compare.Tensor) bool { return t.Name == name })
+		if i < 0 {
+			return fmt.Errorf("it brings a golden output %s, which the reference does not have; leave it out", name)
+		}
+		var tol compare.Tolerance
+		for _, o := range criteria.Outputs {
+			if o.Output == name {
+				tol = compare.Tolerance{Absolute: o.Absolute, Relative: o.Relative}
+			}
+		}
+		switch d := compare.Tensors(want, answered[i], tol); {
+		case d.Broken != "":
+			return fmt.Errorf("it brings a golden output that does not compare with what the reference answers: %s", d.Broken)
+		case d.Exceeding > 0:
+			return fmt.Errorf("it brings a golden output %s, and the reference answers another: %d of %d numbers differ by more than the tolerance, at most by %s; push the draft with the outputs it brings ('assay suite push'), or leave them out",
+				name, d.Exceeding, d.Elements, stats.Format(d.MaxAbs))
+		}
+	}
+	return nil
 }
 
 type recorder struct {

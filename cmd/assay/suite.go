@@ -152,7 +152,9 @@ Border cases are those nearest to the decision: they detect, and enter no rate.
 The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
 "shape":[…], "data":[…]}}, "label":…, "slice":{…}}. For texts (--decide) it has, in
 the place of the inputs, "request": what is asked in the words of the protocol,
-without the model. It is kept and sent as it was written.
+without the model. It is kept and sent as it was written. Numbers become the
+nearest of their type; "outputs" that come with a case have to be what the
+reference answers, within the tolerance.
 
 Embeddings (--nearest) are golden vectors, kept as bits: of an endpoint that is
 asked with requests, or of an output of tensors. What must not flip is which

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math"
 	"math/big"
+	"math/rand/v2"
 	"regexp"
 	"strings"
 	"testing"
@@ -496,4 +497,67 @@ func FuzzJSON(f *testing.F) {
 			t.Errorf("%s is not itself", a)
 		}
 	})
+}
+
+// Every number of a type is its own nearest one; half way between two it is the
+// one whose last bit is 0; and nothing becomes infinite.
+func TestNearestFloats(t *testing.T) {
+	for name, most := range map[string]uint16{"FP16": 0x7bff, "BF16": 0x7f7f} {
+		value := func(bits uint16) float64 {
+			v, err := Tensor{Name: "x", Datatype: name, Shape: []int64{1}, Bits: binary.LittleEndian.AppendUint16(nil, bits)}.Values()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v[0]
+		}
+		nearest := func(v float64) uint16 {
+			bits, err := AppendFloat(nil, name, v)
+			if err != nil {
+				t.Fatalf("%s of %v: %v", name, v, err)
+			}
+			return binary.LittleEndian.Uint16(bits)
+		}
+		for b := range most + 1 {
+			for _, sign := range []uint16{0, 0x8000} {
+				if got := nearest(value(b | sign)); got != b|sign {
+					t.Fatalf("%s: %#04x becomes %#04x", name, b|sign, got)
+				}
+			}
+			if b == most {
+				continue
+			}
+			low, high := value(b), value(b+1)
+			middle := low + (high-low)/2
+			even := b + b%2
+			for v, want := range map[float64]uint16{middle: even, math.Nextafter(middle, 0): b, math.Nextafter(middle, math.Inf(1)): b + 1} {
+				if got := nearest(v); got != want {
+					t.Fatalf("%s: %v, between %#04x and %#04x, becomes %#04x and not %#04x", name, v, b, b+1, got, want)
+				}
+			}
+		}
+		beyond := value(most) + (value(most)-value(most-1))/2
+		nearest(math.Nextafter(beyond, 0))
+		for _, v := range []float64{beyond, -beyond, math.MaxFloat64, math.Inf(1), math.NaN()} {
+			if bits, err := AppendFloat(nil, name, v); err == nil {
+				t.Errorf("%s of %v is %x", name, v, bits)
+			}
+		}
+	}
+	// The two that the language knows, by its own conversions.
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 200_000 {
+		v := math.Float64frombits(r.Uint64())
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			continue
+		}
+		if got, err := AppendFloat(nil, "FP64", v); err != nil || binary.LittleEndian.Uint64(got) != math.Float64bits(v) {
+			t.Fatalf("FP64 of %v: %x, %v", v, got, err)
+		}
+		v = float64(math.Float32frombits(r.Uint32())) * (1 + r.Float64()*1e-7)
+		if f := float32(v); !math.IsInf(float64(f), 0) && f == f {
+			if got, err := AppendFloat(nil, "FP32", v); err != nil || binary.LittleEndian.Uint32(got) != math.Float32bits(f) {
+				t.Fatalf("FP32 of %v: %x and not %x, %v", v, got, math.Float32bits(f), err)
+			}
+		}
+	}
 }

@@ -47,6 +47,52 @@ var kinds = map[string]kind{
 // compared.
 func Width(datatype string) int { return kinds[datatype].width }
 
+// binaryFormat is a format of IEEE 754-2019, section 3.4: a sign, an exponent
+// with a bias, and a fraction.
+type binaryFormat struct{ width, fraction, bias int } // in bytes; in bits
+
+var binaryFormats = map[string]binaryFormat{
+	"FP16": {2, 10, 15},
+	"BF16": {2, 7, 127},
+	"FP32": {4, 23, 127},
+	"FP64": {8, 52, 1023},
+}
+
+// AppendFloat appends the element of a float type that is nearest to v, ties to
+// the even one (IEEE 754-2019, 4.3.1). It is an error if v is not finite, or is
+// so large that it would become infinite.
+func AppendFloat(bits []byte, datatype string, v float64) ([]byte, error) {
+	f, ok := binaryFormats[datatype]
+	if !ok {
+		return bits, fmt.Errorf("datatype %q is no float", datatype)
+	}
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return bits, fmt.Errorf("%v is not finite", v)
+	}
+	_, e := math.Frexp(v)
+	least := 1 - f.bias // the exponent of the smallest normal number, and of all below it
+	exponent := max(e-1, least)
+	// In units in the last place; a whole number of them up to 2^(fraction+1).
+	q := uint64(math.RoundToEven(math.Ldexp(math.Abs(v), f.fraction-exponent)))
+	// One more unit after the largest fraction is the next exponent: so the sum
+	// carries by itself, and a subnormal number has the exponent 0.
+	x := q
+	if q>>f.fraction != 0 {
+		x = uint64(exponent-least)<<f.fraction + q
+	}
+	if x >= uint64(2*f.bias+1)<<f.fraction {
+		return bits, fmt.Errorf("%v is too large for %s", v, datatype)
+	}
+	if math.Signbit(v) {
+		x |= 1 << (8*f.width - 1)
+	}
+	for range f.width {
+		bits = append(bits, byte(x))
+		x >>= 8
+	}
+	return bits, nil
+}
+
 // Elements returns the number of elements the shape has, or -1 if the shape
 // is not one.
 func Elements(shape []int64) int {
