@@ -91,7 +91,7 @@ func (r *Registry) decide(ctx context.Context, actor access.Actor, repo string, 
 	q := gate.Question{Model: model, Repository: repo, Environment: environment, Now: now, BreakGlass: breakGlass != ""}
 	switch env, err := r.Environment(ctx, access.System(), environment, AsOf{}); {
 	case err == nil:
-		q.EnvironmentDocument = env.Digest
+		q.EnvironmentDocument, q.Documents = env.Digest, map[digest.Digest]attest.Environment{env.Digest: env.Document}
 	case !errors.Is(err, ErrUnknown):
 		return DecisionRecord{}, err
 	}
@@ -102,6 +102,17 @@ func (r *Registry) decide(ctx context.Context, actor access.Actor, repo string, 
 	ev, err := verify.Gather(ctx, indexSource{r, repo}, model, verify.GatherOptions{Trust: trust, Repository: repo, Now: now, Status: verify.OwnStatus(withdrawn)})
 	if err != nil {
 		return DecisionRecord{}, err
+	}
+	for _, d := range gate.Measured(ev, environment) {
+		if _, ok := q.Documents[d]; ok || q.Documents == nil {
+			continue
+		}
+		switch old, err := r.environmentDocument(ctx, access.System(), attest.EnvironmentRepository(environment), d); {
+		case err == nil:
+			q.Documents[d] = old.Document
+		case !errors.Is(err, ErrManifestUnknown) && !errors.Is(err, ErrDocumentInvalid):
+			return DecisionRecord{}, err
+		}
 	}
 	rec := DecisionRecord{Decision: gate.Decide(policy, ev, q), LogIndex: -1, Evidence: ev}
 	body, err := rec.Bytes()

@@ -47,6 +47,11 @@ func (r *Registry) Environment(ctx context.Context, actor access.Actor, name str
 	if err != nil {
 		return Environment{}, err
 	}
+	return r.environmentDocument(ctx, actor, repo, d)
+}
+
+// environmentDocument reads a document of an environment.
+func (r *Registry) environmentDocument(ctx context.Context, actor access.Actor, repo string, d digest.Digest) (Environment, error) {
 	m, err := r.Manifest(ctx, actor, repo, string(d))
 	if err != nil {
 		return Environment{}, err

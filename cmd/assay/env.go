@@ -131,8 +131,10 @@ so do certificates.`,
 			if err != nil {
 				return err
 			}
-			// The second tag keeps the document when the first moves on.
-			if err := g.pushDocument(cmd.Context(), repo, a, environmentTag, e.RecordedAt.Format("20060102T150405Z")); err != nil {
+			// The second tag keeps the document when the first moves on. It sorts as
+			// the times do, and two documents of one second have two.
+			keep := e.RecordedAt.Format("20060102T150405Z") + "-" + a.Descriptor.Digest.Encoded()[:12]
+			if err := g.pushDocument(cmd.Context(), repo, a, environmentTag, keep); err != nil {
 				return err
 			}
 			return g.printEnvironment(e, a.Descriptor, state)

@@ -433,9 +433,6 @@ func (a *affected) judge(ctx context.Context, docs *documents, from, to recorded
 		for _, c := range changes {
 			a.Why = append(a.Why, fmt.Sprintf("%s changed: %s", c.Field, c.Why))
 		}
-		if a.Measured != to.Document {
-			a.Why = append(a.Why, "the gate takes a certificate for the document that was measured and no other: it will ask for a new one")
-		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +12,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/assay-dev/assay/conformance"
 	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/verify"
 	"github.com/assay-dev/assay/verify/attest"
 	"github.com/assay-dev/assay/verify/gate"
 	"oras.land/oras-go/v2/errdef"
@@ -142,9 +145,46 @@ func gateOffline(cmd *cobra.Command, g *globals, ref, env, trustFile, policyFile
 			return g.explain(err, "looking for environment "+env)
 		}
 	}
+	q.Documents = g.environmentDocuments(cmd.Context(), layout, env, append(gate.Measured(ev, env), q.EnvironmentDocument))
 	d := gate.Decide(policy, ev, q)
 	if err := g.print(d, func(w io.Writer) { printDecision(w, d.Allow, ref, env, d.Reasons) }); err != nil {
 		return err
 	}
 	return verdict(gateStatus(d.Allow, d.NoEvidence(ev)))
+}
+
+// environmentDocuments reads documents of an environment, from a folder or the
+// registry. Those that cannot be read are left out: to the gate, which then does
+// not know what has changed, that is as if everything had.
+func (g *globals) environmentDocuments(ctx context.Context, layout, env string, want []digest.Digest) map[digest.Digest]attest.Environment {
+	documents := map[digest.Digest]attest.Environment{}
+	read := func(d digest.Digest) (attest.Environment, error) {
+		r, err := g.recorded(ctx, env+"@"+string(d))
+		return r.document, err
+	}
+	if layout != "" {
+		src, err := verify.Layout(ctx, layout)
+		if err != nil {
+			return documents
+		}
+		read = func(d digest.Digest) (attest.Environment, error) {
+			desc, ok, err := src.(verify.Tagger).Tagged(ctx, string(d))
+			if err == nil && !ok {
+				err = errdef.ErrNotFound
+			}
+			if err != nil {
+				return attest.Environment{}, err
+			}
+			return conformance.ReadEnvironment(ctx, src.Fetch, desc)
+		}
+	}
+	for _, d := range want {
+		if d == "" {
+			continue
+		}
+		if e, err := read(d); err == nil {
+			documents[d] = e
+		}
+	}
+	return documents
 }

@@ -125,9 +125,10 @@ type Change struct {
 }
 
 // softFields are those whose change does not void a certificate; every other
-// does, so that a field nobody thought of fails closed.
+// does, so that a field nobody thought of fails closed. The URL is none of them:
+// at another address may be another server, and nothing else tells.
 var softFields = []string{
-	"label.region", "label.owner", "region", "region.zone", "kernel", "host.name", "host.timezone", "driver.patch", "target.url",
+	"label.region", "label.owner", "region", "region.zone", "kernel", "host.name", "host.timezone", "driver.patch",
 	// What a kernel keeps for itself is not counted: another kernel, another number.
 	"memory.bytes",
 }

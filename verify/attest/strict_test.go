@@ -305,7 +305,7 @@ func TestDiffSeesEverything(t *testing.T) {
 	}{
 		"name":            {func(e *Environment) { e.Name = "other" }, Hard},
 		"target.protocol": {func(e *Environment) { e.Target.Protocol = "oip-v2-grpc" }, Hard},
-		"target.url":      {func(e *Environment) { e.Target.URL = "http://10.0.0.2" }, Soft},
+		"target.url":      {func(e *Environment) { e.Target.URL = "http://10.0.0.2" }, Hard},
 		"target.model":    {func(e *Environment) { e.Target.Model = "other" }, Hard},
 		"target.version":  {func(e *Environment) { e.Target.Version = "" }, Hard},
 		"label.region":    {func(e *Environment) { e.Labels = nil }, Soft},

@@ -5,6 +5,7 @@ package gate
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,10 @@ const (
 	CodeCertified  = "certificate.valid"
 	CodeApproved   = "approval.verified"
 	CodeBreakGlass = "approval.break-glass" // without the approvals that are required
+
+	// The environment is not to the letter what was certified, in nothing that
+	// voids a certificate.
+	CodeEnvironmentDiffers = "certificate.environment-differs"
 
 	// Of a deny.
 	CodeIncomplete         = "evidence.incomplete"
@@ -153,6 +158,11 @@ type Question struct {
 	// current document; "" if it has none.
 	EnvironmentDocument digest.Digest
 
+	// Documents are those of the environment that are at hand: the current one,
+	// and the ones of [Measured]. Where one is missing, it is not known what has
+	// changed between them, and anything may have.
+	Documents map[digest.Digest]attest.Environment
+
 	Now time.Time
 
 	// BreakGlass: somebody who may has said that it is to be deployed without
@@ -273,6 +283,60 @@ func (c *court) verified(about digest.Digest, predicateType string) (list []veri
 		}
 	}
 	return list
+}
+
+// Measured lists the documents of an environment for which certificates among
+// the evidence were issued.
+func Measured(ev *verify.Evidence, environment string) (list []digest.Digest) {
+	for _, f := range ev.Facts {
+		cert, ok := verify.Predicate[attest.Certificate](f)
+		if !ok || cert.EnvironmentName != environment {
+			continue
+		}
+		if d, err := cert.Environment.Digest.OCI(); err == nil && !slices.Contains(list, d) {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// changed compares the environment as it is with what was measured: voids says
+// why a certificate does not hold any more, and stands what changed that leaves
+// it standing. Both are "" if nothing did.
+func (c *court) changed(measured digest.Digest) (voids, stands string) {
+	if measured == c.q.EnvironmentDocument {
+		return "", ""
+	}
+	before, had := c.q.Documents[measured]
+	now, has := c.q.Documents[c.q.EnvironmentDocument]
+	if !had || !has {
+		return "the environment has changed since it was certified, and its documents are not at hand to see what; see 'assay env diff'", ""
+	}
+	var hard, soft []string
+	for _, x := range attest.Diff(before, now) {
+		what := fmt.Sprintf("%s was %s and is %s", x.Field, cmp.Or(x.Old, "not known"), cmp.Or(x.New, "not known"))
+		if x.Trigger == attest.Soft {
+			soft = append(soft, what)
+		} else {
+			hard = append(hard, what)
+		}
+	}
+	switch {
+	case len(hard) > 0:
+		return "the environment has changed since it was certified: " + some(hard) + "; see 'assay env diff'", ""
+	case len(soft) > 0:
+		return "", "since it was certified, what the answer should not depend on has changed: " + some(soft)
+	}
+	return "", ""
+}
+
+// some shows the first of a list.
+func some(list []string) string {
+	const most = 3
+	if len(list) > most {
+		return fmt.Sprintf("%s, and %d more", strings.Join(list[:most], ", "), len(list)-most)
+	}
+	return strings.Join(list, ", ")
 }
 
 // failed turns the statements about the model that claim a predicate type and
@@ -527,13 +591,14 @@ func (c *court) certificate() {
 	again := fmt.Sprintf("replay and certify again: assay replay --env %s --suite SUITE %s", c.q.Environment, c.reference())
 	var reasons []Reason
 	var good []verify.Fact
-	rests := ""
+	rests, stands := "", ""
 	for _, f := range c.verified(c.q.Model, attest.PredicateCertificate) {
 		cert, ok := verify.Predicate[attest.Certificate](f)
 		if !ok || cert.EnvironmentName != c.q.Environment {
 			continue
 		}
 		measured, err := cert.Environment.Digest.OCI()
+		voids, soft := c.changed(measured)
 		by, w, withdrawn := c.withdrawn(f.Referrer)
 		e, listed := c.listed(f.Referrer)
 		code := func(until time.Time) string {
@@ -547,8 +612,8 @@ func (c *court) certificate() {
 			reasons = append(reasons, Reason{code(w.Until), "the certificate was " + how(w.Until), instead(w.Until, again), []digest.Digest{f.Referrer, by.Referrer}})
 		case listed:
 			reasons = append(reasons, Reason{code(e.Until), fmt.Sprintf("the status list has the certificate as %s since %s", how(e.Until), at(e.Since)), instead(e.Until, again), []digest.Digest{f.Referrer}})
-		case err != nil || measured != c.q.EnvironmentDocument:
-			reasons = append(reasons, Reason{CodeEnvironmentChanged, "the environment has changed since it was certified; see 'assay env diff'", again, []digest.Digest{f.Referrer}})
+		case err != nil || voids != "":
+			reasons = append(reasons, Reason{CodeEnvironmentChanged, voids, again, []digest.Digest{f.Referrer}})
 		case c.q.Now.Before(cert.Validity.NotBefore):
 			reasons = append(reasons, Reason{CodeNotYetValid, "the certificate is valid from " + at(cert.Validity.NotBefore) + " on", "wait", []digest.Digest{f.Referrer}})
 		case !c.q.Now.Before(cert.Validity.NotAfter):
@@ -557,13 +622,16 @@ func (c *court) certificate() {
 			reasons = append(reasons, Reason{CodeNoCertificate, "the certificate does not certify", again, []digest.Digest{f.Referrer}})
 		default:
 			if good = append(good, f); rests == "" {
-				rests = fmt.Sprintf("certified by %s until %s: %s", f.Identity, at(cert.Validity.NotAfter), cert.Claim)
+				rests, stands = fmt.Sprintf("certified by %s until %s: %s", f.Identity, at(cert.Validity.NotAfter), cert.Claim), soft
 			}
 		}
 	}
 	if len(good) > 0 {
 		if c.enough(verify.Conformance, good, CodeCertificateQuorum, again) {
 			c.rest(CodeCertified, rests, good[0].Referrer)
+			if stands != "" {
+				c.rest(CodeEnvironmentDiffers, stands, good[0].Referrer)
+			}
 		}
 		return
 	}

@@ -735,3 +735,62 @@ func TestArrows(t *testing.T) {
 		}
 	}
 }
+
+// A certificate stands as long as nothing changed that voids it, by the same
+// rule by which 'assay env diff' tells people; and not if what changed cannot be
+// seen.
+func TestEnvironmentThatChanged(t *testing.T) {
+	before := digest.FromString("before")
+	document := func(edit func(*attest.Environment)) attest.Environment {
+		e := attest.Environment{Name: "prod", Labels: map[string]string{"region": "eu-1"}, Target: attest.Target{URL: "http://10.0.0.1", Version: "1"}}
+		edit(&e)
+		return e
+	}
+	same := func(*attest.Environment) {}
+	for name, tc := range map[string]struct {
+		now      func(*attest.Environment)
+		missing  digest.Digest
+		code     string // of a reason; "" if it is allowed without one
+		contains string
+	}{
+		"recorded again":   {now: func(e *attest.Environment) { e.RecordedAt = now }},
+		"another region":   {now: func(e *attest.Environment) { e.Labels["region"] = "eu-2" }, code: CodeEnvironmentDiffers, contains: "label.region was eu-1 and is eu-2"},
+		"another version":  {now: func(e *attest.Environment) { e.Target.Version = "2" }, code: CodeEnvironmentChanged, contains: "target.version was 1 and is 2"},
+		"another address":  {now: func(e *attest.Environment) { e.Target.URL = "http://10.0.0.2" }, code: CodeEnvironmentChanged, contains: "target.url"},
+		"an unknown label": {now: func(e *attest.Environment) { e.Labels["gpu"] = "new" }, code: CodeEnvironmentChanged, contains: "label.gpu was not known"},
+		"both": {now: func(e *attest.Environment) { e.Labels["region"], e.Target.Version = "eu-2", "2" },
+			code: CodeEnvironmentChanged, contains: "target.version"},
+		"many": {now: func(e *attest.Environment) {
+			for _, k := range []string{"a", "b", "c", "d", "e"} {
+				e.Labels[k] = "x"
+			}
+		}, code: CodeEnvironmentChanged, contains: "and 2 more"},
+		"the old document is not at hand": {now: same, missing: before, code: CodeEnvironmentChanged, contains: "not at hand"},
+		"nor the new one":                 {now: same, missing: env, code: CodeEnvironmentChanged, contains: "not at hand"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRecord(t)
+			r.release(verify.Release)
+			r.state(verify.Provenance, model, lineage(true))
+			r.state(verify.Conformance, model, certificate(before, "prod", now.Add(-day), now.Add(day)))
+			d, ev := r.decide(now, func(q *Question) {
+				q.Documents = map[digest.Digest]attest.Environment{before: document(same), env: document(tc.now)}
+				delete(q.Documents, tc.missing)
+			})
+			if got := Measured(ev, "prod"); !slices.Equal(got, []digest.Digest{before}) || len(Measured(ev, "staging")) > 0 {
+				t.Errorf("measured: %v", got)
+			}
+			if d.Allow != (tc.code != CodeEnvironmentChanged) {
+				t.Errorf("allow is %v: %+v", d.Allow, d.Reasons)
+			}
+			i := slices.IndexFunc(d.Reasons, func(x Reason) bool { return x.Code == tc.code })
+			if tc.code == "" {
+				if slices.Contains(codes(d), CodeEnvironmentDiffers) {
+					t.Errorf("reasons: %+v", d.Reasons)
+				}
+			} else if i < 0 || !strings.Contains(d.Reasons[i].Message, tc.contains) {
+				t.Errorf("no reason %s with %q: %+v", tc.code, tc.contains, d.Reasons)
+			}
+		})
+	}
+}
