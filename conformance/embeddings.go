@@ -188,25 +188,16 @@ func (s *Suite) checkEmbeddings() error {
 		if nearestOf(s.Criteria) == "" || len(s.Criteria.Outputs) != 1 {
 			return fmt.Errorf("suite: criteria of a suite of embeddings have one output, and decide by %s", attest.DecideNearest)
 		}
-		open := 0
-		for _, c := range s.Cases {
-			if isClosed(c) {
-				continue
-			}
-			open++
-			t, ok := s.Texts[c.ID]
-			if !ok || t.ID != c.ID {
-				return fmt.Errorf("suite: case %s has no request", c.ID)
-			}
+		if err := s.eachText(func(t attest.Text) error {
 			if err := t.ValidateRequest(); err != nil {
 				return fmt.Errorf("suite: %w", err)
 			}
 			if len(t.Choices) > 0 {
-				return fmt.Errorf("suite: case %s is of an embedding, and has a text", c.ID)
+				return fmt.Errorf("suite: case %s is of an embedding, and has a text", t.ID)
 			}
-		}
-		if len(s.Texts) != open {
-			return fmt.Errorf("suite: it has requests of %d cases, and %d cases that are not sealed", len(s.Texts), open)
+			return nil
+		}); err != nil {
+			return err
 		}
 	}
 	if s.Closed() > 0 {

@@ -212,12 +212,14 @@ func octaveFrom(n int) float64 { return math.Ldexp(1, n-1075) }
 
 func power2(bucket int) string { return strconv.FormatFloat(octaveFrom(bucket), 'g', 2, 64) }
 
+// number is where decimal text stands on an axis; what is none stands at 0.
+func number(text string) float64 {
+	x, _ := strconv.ParseFloat(text, 64)
+	return x
+}
+
 // errorPlot is the histogram of numeric differences against floor and tolerance.
 func errorPlot(n attest.NumericSummary) template.HTML {
-	number := func(text string) float64 {
-		x, _ := strconv.ParseFloat(text, 64)
-		return x
-	}
 	return plot("Numeric differences of "+n.Output, "|answer − reference|, each bar up to twice its label; numbers that are the same stand at 0", binBars(n.Histogram), []mark{
 		{number(n.Noise), "noise floor of the reference", "floor"}, {number(n.CandidateNoise), "of this environment", "floor2"}, {number(n.Tolerance), "tolerance", "tolerance"},
 	}, power2)
@@ -225,10 +227,6 @@ func errorPlot(n attest.NumericSummary) template.HTML {
 
 // turnPlot is the histogram of cosine distances against floor and tolerance.
 func turnPlot(e attest.EmbeddingSummary) template.HTML {
-	number := func(text string) float64 {
-		x, _ := strconv.ParseFloat(text, 64)
-		return x
-	}
 	return plot("Cosine distances of "+e.Output, "1 − cosine of answer and reference, each bar up to twice its label; vectors that are the same stand at 0", binBars(e.Histogram), []mark{
 		{number(e.Noise), "noise floor of the reference", "floor"}, {number(e.CandidateNoise), "of this environment", "floor2"}, {number(e.Tolerance), "tolerance", "tolerance"},
 	}, power2)

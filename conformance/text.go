@@ -32,6 +32,22 @@ func (s *Suite) checkTexts() error {
 	if err != nil {
 		return err
 	}
+	return s.eachText(func(t attest.Text) error {
+		if err := t.Validate(); err != nil {
+			return fmt.Errorf("suite: %w", err)
+		}
+		if err := d.golden(t); err != nil {
+			return fmt.Errorf("suite: case %s: %w", t.ID, err)
+		}
+		if l := s.paced(); l != "" && !streams(t.Request) {
+			return fmt.Errorf("suite: case %s is not streamed, so that it has no time to a first token: %s needs \"stream\":true in every request", t.ID, l)
+		}
+		return nil
+	})
+}
+
+// eachText checks what each open case asks, and that nothing else is asked.
+func (s *Suite) eachText(check func(attest.Text) error) error {
 	open := 0
 	for _, c := range s.Cases {
 		if isClosed(c) {
@@ -40,20 +56,14 @@ func (s *Suite) checkTexts() error {
 		open++
 		t, ok := s.Texts[c.ID]
 		if !ok || t.ID != c.ID {
-			return fmt.Errorf("suite: case %s has no text", c.ID)
+			return fmt.Errorf("suite: case %s has no request", c.ID)
 		}
-		if err := t.Validate(); err != nil {
-			return fmt.Errorf("suite: %w", err)
-		}
-		if err := d.golden(t); err != nil {
-			return fmt.Errorf("suite: case %s: %w", c.ID, err)
-		}
-		if l := s.paced(); l != "" && !streams(t.Request) {
-			return fmt.Errorf("suite: case %s is not streamed, so that it has no time to a first token: %s needs \"stream\":true in every request", c.ID, l)
+		if err := check(t); err != nil {
+			return err
 		}
 	}
 	if len(s.Texts) != open {
-		return fmt.Errorf("suite: it has texts of %d cases, and %d cases that are not sealed", len(s.Texts), open)
+		return fmt.Errorf("suite: it has requests of %d cases, and %d cases that are not sealed", len(s.Texts), open)
 	}
 	return nil
 }

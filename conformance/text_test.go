@@ -368,8 +368,8 @@ func TestTextSuiteArtifact(t *testing.T) {
 	}
 	// A suite whose parts do not fit together is none.
 	for want, change := range map[string]func(*Suite){
-		"has no text":           func(s *Suite) { delete(s.Texts, s.Cases[0].ID) },
-		"texts of 66 cases":     func(s *Suite) { s.Texts["more"] = s.Texts[s.Cases[0].ID] },
+		"has no request":        func(s *Suite) { delete(s.Texts, s.Cases[0].ID) },
+		"requests of 66 cases":  func(s *Suite) { s.Texts["more"] = s.Texts[s.Cases[0].ID] },
 		"criteria of texts are": func(s *Suite) { s.Criteria.Text, s.Criteria.Outputs = nil, criteria(textClaim, 0).Outputs },
 		"no extracted-answer ca": func(s *Suite) {
 			s.Criteria.Text = &attest.TextCriteria{Decision: attest.DecideAnswer, Pattern: "(bells)"}
