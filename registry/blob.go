@@ -15,8 +15,9 @@ import (
 
 // commitBlob makes bytes that are durable under a key the blob d of a
 // repository. If the blob is stored already, the new bytes are not needed,
-// and used is false. states are those of its [attest.Pieces], if they are known.
-func (r *Registry) commitBlob(ctx context.Context, actor access.Actor, repo string, d digest.Digest, bytes blobRow, states []byte) (used bool, err error) {
+// and used is false. states are those of its [attest.Pieces], if they are known,
+// and upload is the session whose row ends with this, if it has one.
+func (r *Registry) commitBlob(ctx context.Context, actor access.Actor, repo string, d digest.Digest, bytes blobRow, states []byte, upload string) (used bool, err error) {
 	var damaged store.Key
 	err = r.submit(ctx, func(tx *txn) error {
 		damaged = ""
@@ -40,6 +41,9 @@ func (r *Registry) commitBlob(ctx context.Context, actor access.Actor, repo stri
 			putStates(tx, "states", string(d), states, 0)
 		}
 		link(tx, repo, d)
+		if upload != "" {
+			return dropUploadRow(tx, upload)
+		}
 		return nil
 	})
 	if err == nil && damaged != "" {
@@ -174,6 +178,24 @@ func (r *Registry) removeBlob(k store.Key) {
 	if err := r.blobs.Remove(context.Background(), k); err != nil {
 		r.log.Warn("removing bytes that are not needed", "key", k, "error", err)
 	}
+}
+
+// removeDuplicate removes bytes that turned out to be stored already. A file
+// system may need half a second to free a GiB: who pushed so much does not
+// wait for it, unless many are being freed.
+func (r *Registry) removeDuplicate(k store.Key, size int64) {
+	if size > attest.PieceSize {
+		select {
+		case r.removing <- struct{}{}:
+			r.removals.Go(func() {
+				r.removeBlob(k)
+				<-r.removing
+			})
+			return
+		default:
+		}
+	}
+	r.removeBlob(k)
 }
 
 // pins keep bytes in storage that no row names any more, while somebody reads

@@ -255,7 +255,7 @@ func (r *Registry) putBlob(ctx context.Context, repo string, d digest.Digest, da
 	if err != nil {
 		return err
 	}
-	used, err := r.commitBlob(ctx, access.System(), repo, d, blobRow{Key: k, Size: int64(len(data))}, nil)
+	used, err := r.commitBlob(ctx, access.System(), repo, d, blobRow{Key: k, Size: int64(len(data))}, nil, "")
 	if err == nil && !used {
 		r.removeBlob(k)
 	}

@@ -52,7 +52,7 @@ type Registry struct {
 
 	seq     *sequencer
 	uploads *uploads
-	buffers *buffers
+	buffers buffers
 	leases  *leases
 
 	verifiers chan struct{} // has room for as many as may verify at once
@@ -68,6 +68,9 @@ type Registry struct {
 	published   chan struct{} // has one when a manifest with large blobs was pushed
 	maintenance sync.Mutex    // held by the one collection that runs
 	pins        pins
+
+	removals sync.WaitGroup // of large duplicates
+	removing chan struct{}  // has room for as many as are removed at once
 }
 
 // Open opens a registry. It refuses a DB whose schema it does not know.
@@ -75,7 +78,7 @@ func Open(ctx context.Context, opt Options) (*Registry, error) {
 	r := &Registry{
 		db: opt.DB, blobs: opt.Blobs, identity: opt.Identity,
 		clock: opt.Clock, log: opt.Log, verifiers: make(chan struct{}, runtime.GOMAXPROCS(0)),
-		reviews: make(chan struct{}, 1),
+		reviews: make(chan struct{}, 1), removing: make(chan struct{}, 4),
 	}
 	if r.clock == nil {
 		r.clock = time.Now
@@ -90,7 +93,6 @@ func Open(ctx context.Context, opt Options) (*Registry, error) {
 		return nil, err
 	}
 	r.uploads = &uploads{sessions: map[string]*session{}, each: map[string]int{}}
-	r.buffers = newBuffers()
 	r.published = make(chan struct{}, 1)
 	r.seq = newSequencer(r.db, r.clock)
 	r.leases = newLeases(opt.Lease, r.clock())
@@ -128,6 +130,7 @@ func (r *Registry) checkSchema(ctx context.Context) error {
 func (r *Registry) Close() error {
 	r.uploads.close()
 	r.seq.close()
+	r.removals.Wait()
 	return nil
 }
 

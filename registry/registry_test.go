@@ -566,6 +566,20 @@ func TestAbandonedUploadsAreCollected(t *testing.T) {
 	}
 }
 
+// TestLargeDuplicates: bytes that are stored already go behind the back of who
+// pushed them, but not behind that of who closes the registry.
+func TestLargeDuplicates(t *testing.T) {
+	h := newHouse(t)
+	content := strings.Repeat("duplicate bytes ", attest.PieceSize/16+1)
+	for i := range 6 {
+		h.blob(fmt.Sprint("copy-", i), content)
+	}
+	h.Close()
+	if keys := h.blobs.Keys(); len(keys) != 1 {
+		t.Errorf("%d blobs are stored, not one: %v", len(keys), keys)
+	}
+}
+
 func TestUploadTokens(t *testing.T) {
 	h := newHouse(t)
 	token := h.UploadToken("0123456789abcdef0123456789abcdef", 42)

@@ -481,28 +481,29 @@ func (r *Registry) hash(s *session, owner int, data []byte) error {
 // buffers lends pieces to uploads. The large ones, which make them fast, are
 // counted; whoever comes when all are lent gets small ones, so memory is
 // bounded and nobody waits for somebody else's slow client.
+//
+// The one that came back last is lent first: an upload goes on with the same
+// two or three, which the processor has near. Going round all of them, SHA-256
+// took half as long again.
 type buffers struct {
-	free chan []byte // nil stands for one that was not made yet
-}
-
-func newBuffers() *buffers {
-	b := &buffers{free: make(chan []byte, largeBuffers)}
-	for range largeBuffers {
-		b.free <- nil
-	}
-	return b
+	mu   sync.Mutex
+	free [][]byte // guarded by mu
+	made int      // guarded by mu
 }
 
 // get lends a buffer to an upload of about this size.
 func (b *buffers) get(size int64) []byte {
 	if size >= uploadBuffer {
-		select {
-		case buf := <-b.free:
-			if buf == nil {
-				buf = store.NewBuffer(uploadBuffer)
-			}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if last := len(b.free) - 1; last >= 0 {
+			buf := b.free[last]
+			b.free = b.free[:last]
 			return buf
-		default:
+		}
+		if b.made < largeBuffers {
+			b.made++
+			return store.NewBuffer(uploadBuffer)
 		}
 	}
 	return make([]byte, min(max(size, 512), smallBuffer))
@@ -511,7 +512,9 @@ func (b *buffers) get(size int64) []byte {
 // put takes a buffer back, which must not be used any more.
 func (b *buffers) put(buf []byte) {
 	if cap(buf) == uploadBuffer {
-		b.free <- buf[:uploadBuffer]
+		b.mu.Lock()
+		b.free = append(b.free, buf[:uploadBuffer])
+		b.mu.Unlock()
 	}
 }
 
@@ -698,9 +701,13 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 	if err := s.writer.Commit(); err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("making blob %s durable: %w", want, err)
 	}
-	used, err := r.commitBlob(context.WithoutCancel(ctx), actor, repo, want, bytes, hash.States())
+	row := ""
+	if s.hasRow {
+		row = s.id
+	}
+	used, err := r.commitBlob(context.WithoutCancel(ctx), actor, repo, want, bytes, hash.States(), row)
 	// Its bytes are sealed, so the session cannot go on either way.
-	s.gone = true
+	s.gone, s.hasRow = true, s.hasRow && err != nil
 	r.forgetSession(s)
 	if err != nil {
 		// Whether the row was written is not known, unless the disk was full;
@@ -712,7 +719,7 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 	}
 	// From here on the blob is stored.
 	if !used {
-		r.removeBlob(bytes.Key)
+		r.removeDuplicate(bytes.Key, bytes.Size)
 	}
 	return ocispec.Descriptor{MediaType: "application/octet-stream", Digest: want, Size: bytes.Size}, nil
 }

@@ -37,7 +37,7 @@ type bench struct {
 	runs  int // of each kind, interleaved
 	many  int // manifests of the row about restarts
 
-	payloads map[int64]*payload
+	payloads map[content]*payload
 	results  []result
 }
 
@@ -84,7 +84,7 @@ func main() {
 		}
 		return
 	}
-	b := &bench{payloads: map[int64]*payload{}}
+	b := &bench{payloads: map[content]*payload{}}
 	var rows, tools string
 	flag.StringVar(&b.assay, "assay", "bin/assay", "the assay `program`")
 	flag.StringVar(&tools, "tools", os.Getenv("ASSAY_TOOLS"), "the `folder` with distribution's registry and oras")

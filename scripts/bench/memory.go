@@ -20,7 +20,7 @@ func memoryRows(b *bench) error {
 	if err != nil {
 		return err
 	}
-	took, _, most, err := b.pushOnce(b.startAssayPlain, p, 1)
+	took, _, most, err := b.pushOnce(b.startAssayPlain, p)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -21,22 +20,50 @@ import (
 const unit = 256 * mib
 
 // A payload is content of a size, in memory and without end: what a client
-// would have in its page cache. Sending it costs the client as little as can
-// be (sendfile), so that the two cores of a small machine are the server's.
+// would have in its page cache.
 type payload struct {
-	size   int64
+	content
 	digest string
 	mem    *os.File // memfd of one unit, shared by all payloads
 	data   []byte   // the same, mapped
 }
 
+// content says what a payload is.
+type content struct {
+	size int64
+	at   int64 // where in the unit it begins
+}
+
+// piece is the MiB that begins at n, a multiple of that, or what is left there.
+func (p *payload) piece(n int64) []byte {
+	return p.data[(p.at+n)%unit:][:min(mib, p.size-n)]
+}
+
 // payload makes content of a size.
-func (b *bench) payload(size int64) (*payload, error) {
-	if p := b.payloads[size]; p != nil {
+func (b *bench) payload(size int64) (*payload, error) { return b.payloadFrom(size, 0) }
+
+// distinct makes some contents of a size of which no two are the same.
+func (b *bench) distinct(n int, size int64) ([]*payload, error) {
+	var all []*payload
+	for i := range n {
+		p, err := b.payloadFrom(size, int64(i)*mib)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+// payloadFrom makes the content of a size that begins somewhere in the unit, at
+// a multiple of a MiB.
+func (b *bench) payloadFrom(size, at int64) (*payload, error) {
+	is := content{size, at}
+	if p := b.payloads[is]; p != nil {
 		return p, nil
 	}
-	p := &payload{size: size}
-	if base := b.payloads[0]; base == nil {
+	p := &payload{content: is}
+	if base := b.payloads[content{}]; base == nil {
 		fd, err := unix.MemfdCreate("payload", 0)
 		if err != nil {
 			return nil, err
@@ -49,38 +76,35 @@ func (b *bench) payload(size int64) (*payload, error) {
 			return nil, err
 		}
 		rand.NewChaCha8([32]byte{1}).Read(p.data)
-		b.payloads[0] = p
-		p = &payload{size: size, mem: p.mem, data: p.data}
+		b.payloads[content{}] = p
+		p = &payload{content: is, mem: p.mem, data: p.data}
 	} else {
 		p.mem, p.data = base.mem, base.data
 	}
 	h := sha256.New()
-	for n := int64(0); n < size; n += unit {
-		h.Write(p.data[:min(unit, size-n)])
+	for n := int64(0); n < size; n += mib {
+		h.Write(p.piece(n))
 	}
 	p.digest = "sha256:" + hex.EncodeToString(h.Sum(nil))
-	b.payloads[size] = p
+	b.payloads[is] = p
 	return p, nil
 }
 
 func (b *bench) closePayloads() {
-	if p := b.payloads[0]; p != nil {
+	if p := b.payloads[content{}]; p != nil {
 		unix.Munmap(p.data)
 		p.mem.Close()
 	}
 }
 
-// send writes the payload to a connection.
+// send writes the payload to a connection, as clients do who have read a piece
+// of a file. Sendfile would cost the client less and the server more: what the
+// kernel hands to a reader on the same machine are then the file's pages of
+// 4 KiB, and copying from them takes the reader half as long again. No client on
+// another machine, and none that reads its file, does that to a server.
 func (p *payload) send(c *net.TCPConn) error {
-	for n := int64(0); n < p.size; n += unit {
-		// Sendfile takes the offset of the file: each sender has its own.
-		f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", p.mem.Fd()))
-		if err != nil {
-			return err
-		}
-		_, err = c.ReadFrom(&io.LimitedReader{R: f, N: min(unit, p.size-n)})
-		f.Close()
-		if err != nil {
+	for n := int64(0); n < p.size; n += mib {
+		if _, err := c.Write(p.piece(n)); err != nil {
 			return err
 		}
 	}
@@ -96,7 +120,7 @@ func (p *payload) writeFile(path string, sync bool) error {
 	defer f.Close()
 	unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, p.size)
 	for n := int64(0); n < p.size; n += mib {
-		if _, err := f.Write(p.data[n%unit:][:min(mib, p.size-n)]); err != nil {
+		if _, err := f.Write(p.piece(n)); err != nil {
 			return err
 		}
 	}
@@ -114,7 +138,7 @@ func (p *payload) hashing() (took, cpu time.Duration) {
 	before, start := threadCPU(), time.Now()
 	h := sha256.New()
 	for n := int64(0); n < p.size; n += mib {
-		h.Write(p.data[n%unit:][:min(mib, p.size-n)])
+		h.Write(p.piece(n))
 	}
 	h.Sum(nil)
 	return time.Since(start), threadCPU() - before

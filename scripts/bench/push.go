@@ -7,17 +7,16 @@ import (
 	"time"
 )
 
-// pushOnce starts a server on an empty folder, pushes a payload to it over as
-// many connections as asked, and returns the time and the server's processor
-// time. What is pushed over each connection has the same bytes in another
-// repository: the server cannot know before it has read them.
-func (b *bench) pushOnce(start func(string) (*process, error), p *payload, streams int) (took, cpu time.Duration, memory int64, err error) {
+// pushOnce starts a server on an empty folder, pushes payloads to it at once,
+// each over its own connection into its own repository, and returns the time and
+// the server's processor time.
+func (b *bench) pushOnce(start func(string) (*process, error), payloads ...*payload) (took, cpu time.Duration, memory int64, err error) {
 	server, err := start(filepath.Join(b.dir, "server"))
 	if err != nil {
 		return 0, 0, 0, err
 	}
 	defer server.discard()
-	wires := make([]*wire, streams)
+	wires := make([]*wire, len(payloads))
 	for i := range wires {
 		if wires[i], err = dial(server.host); err != nil {
 			return 0, 0, 0, err
@@ -35,9 +34,9 @@ func (b *bench) pushOnce(start func(string) (*process, error), p *payload, strea
 	stop := server.watch()
 	begin := time.Now()
 	var wg sync.WaitGroup
-	errs := make([]error, streams)
+	errs := make([]error, len(payloads))
 	for i, w := range wires {
-		wg.Go(func() { _, errs[i] = w.push(fmt.Sprintf("bench/model-%d", i), p) })
+		wg.Go(func() { _, errs[i] = w.push(fmt.Sprintf("bench/model-%d", i), payloads[i]) })
 	}
 	wg.Wait()
 	took = time.Since(begin)
@@ -96,11 +95,11 @@ func (b *bench) pushRows(n, quick int64) error {
 			return err
 		}
 		disk = append(disk, took)
-		if took, cpu, _, err = b.pushOnce(b.startAssayPlain, p, 1); err != nil {
+		if took, cpu, _, err = b.pushOnce(b.startAssayPlain, p); err != nil {
 			return err
 		}
 		ours, oursCPU = append(ours, took), append(oursCPU, cpu)
-		if took, cpu, _, err = b.pushOnce(b.startOther, p, 1); err != nil {
+		if took, cpu, _, err = b.pushOnce(b.startOther, p); err != nil {
 			return err
 		}
 		theirs, theirsCPU = append(theirs, took), append(theirsCPU, cpu)
@@ -140,10 +139,11 @@ func parallelPushRow(b *bench) error {
 		n = 256 * mib
 	}
 	const streams = 4
-	p, err := b.payload(n)
+	payloads, err := b.distinct(streams, n)
 	if err != nil {
 		return err
 	}
+	p := payloads[0]
 	var hash, disk, ours []time.Duration
 	for range b.runs {
 		hash = append(hash, p.hashingAll()*streams)
@@ -152,7 +152,7 @@ func parallelPushRow(b *bench) error {
 			return err
 		}
 		disk = append(disk, took*streams)
-		took, _, _, err = b.pushOnce(b.startAssayPlain, p, streams)
+		took, _, _, err = b.pushOnce(b.startAssayPlain, payloads...)
 		if err != nil {
 			return err
 		}
