@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -26,6 +28,7 @@ import (
 	"github.com/assay-dev/assay/registry"
 	"github.com/assay-dev/assay/registry/access"
 	"github.com/assay-dev/assay/store"
+	"github.com/assay-dev/assay/store/fs"
 )
 
 // slowServer is a server that waits for nobody longer than stall. gone counts
@@ -105,6 +108,67 @@ func TestSlowClients(t *testing.T) {
 	}
 	server.Close()
 	goleak.VerifyNone(t, before)
+}
+
+// A file is handed to the kernel as a whole, and the deadline comes in the middle
+// of it, many times: a client that takes enough each time has all of it, and one
+// that does not is sent away.
+func TestSlowClientsOfFiles(t *testing.T) {
+	const stall = 400 * time.Millisecond
+	blobs, err := fs.Open(filepath.Join(t.TempDir(), "blobs"), fs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHouse(t, blobs)
+	data := make([]byte, 48<<20)
+	rand.NewChaCha8([32]byte{1}).Read(data)
+	d := digest.FromBytes(data)
+	h.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(d), body: string(data), status: 201})
+	server, gone := slowServer(t, h, stall)
+	defer server.Close()
+
+	// pull takes a piece every 10 ms, until the server has closed.
+	pull := func(piece int) (got []byte, took time.Duration, err error) {
+		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			return nil, 0, err
+		}
+		defer conn.Close()
+		conn.(*net.TCPConn).SetReadBuffer(256 << 10) // so that the kernel does not take it for the client
+		began := time.Now()
+		fmt.Fprintf(conn, "GET /v2/a/blobs/%s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", d)
+		resp, err := http.ReadResponse(bufio.NewReaderSize(conn, 4<<10), nil)
+		if err != nil {
+			return nil, 0, err
+		}
+		for buf := make([]byte, piece); ; {
+			if gone.Load() == 0 {
+				time.Sleep(10 * time.Millisecond)
+			}
+			n, err := io.ReadFull(resp.Body, buf)
+			got = append(got, buf[:n]...)
+			if len(got) == len(data) {
+				return got, time.Since(began), nil
+			}
+			if err != nil {
+				return got, time.Since(began), err
+			}
+		}
+	}
+	got, took, err := pull(256 << 10)
+	switch {
+	case err != nil || !bytes.Equal(got, data):
+		t.Fatalf("a client that takes 25 MB/s has %d of %d bytes after %v: %v", len(got), len(data), took, err)
+	case took < 3*stall:
+		t.Fatalf("it had all after %v, so no deadline came", took)
+	}
+	for gone.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	gone.Store(0)
+	if got, took, err := pull(4 << 10); err == nil || !bytes.HasPrefix(data, got) {
+		t.Fatalf("a client that takes 0.4 MB/s has %d bytes after %v: %v", len(got), took, err)
+	}
 }
 
 // An upload in whatever order clients may send: it ends as the bytes that were

@@ -1,20 +1,23 @@
 package oci
 
 import (
+	"errors"
 	"io"
 	"net/http"
+	"os"
 	"time"
 )
 
 // Patience gives clients time as long as they make progress: every read of a
-// body and every write of an answer moves a deadline stall ahead. A request
-// may take a day; a client that stands still is sent away after stall.
+// body and every write of an answer moves a deadline ahead, to stall from then
+// or an eighth less. A request may take a day; a client that stands still is
+// sent away.
 //
 // It is for all handlers of a server: a deadline belongs to the connection and
 // outlives the request that set it, so each request must begin by moving it.
 func Patience(next http.Handler, stall time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p := &patient{ResponseWriter: w, control: http.NewResponseController(w), stall: stall}
+		p := &patient{ResponseWriter: w, control: http.NewResponseController(w), stall: stall, plain: r.TLS == nil}
 		p.renew()
 		if r.Body != nil && r.Body != http.NoBody {
 			r.Body = &patientBody{r.Body, p}
@@ -29,9 +32,19 @@ type patient struct {
 	http.ResponseWriter
 	control *http.ResponseController
 	stall   time.Duration
+	renewed time.Time // when the deadline was moved last
+	plain   bool      // no TLS: the kernel can send files
 }
 
-func (w *patient) renew() { w.control.SetWriteDeadline(time.Now().Add(w.stall)) }
+// renew moves the deadline. That is no cheap thing to do for every few KiB.
+func (w *patient) renew() {
+	now := time.Now()
+	if now.Sub(w.renewed) < w.stall/8 {
+		return
+	}
+	w.renewed = now
+	w.control.SetWriteDeadline(now.Add(w.stall))
+}
 
 // Unwrap is for http.ResponseController.
 func (w *patient) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -47,12 +60,15 @@ func (w *patient) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
-// sendPiece is how much is handed to sendfile under one deadline: what the
-// slowest client that is waited for takes in that time, 70 kB/s at a minute.
+// sendPiece is what a client has to take before the deadline: 70 kB/s, if it is
+// a minute.
 const sendPiece = 4 << 20
 
-// ReadFrom implements io.ReaderFrom, in pieces: a wrapper that hid it would
-// cost sendfile.
+// ReadFrom implements io.ReaderFrom: a wrapper that hid it would cost sendfile.
+// What the kernel sends itself it is given as a whole, since each piece that
+// it is cut into costs. When the deadline comes in the middle, what was sent
+// until then is known, and it goes on from there if that is enough. With anything
+// else a deadline leaves open what was sent, so it is moved for each piece.
 func (w *patient) ReadFrom(src io.Reader) (n int64, err error) {
 	rf, ok := w.ResponseWriter.(io.ReaderFrom)
 	// http.ServeContent gives an *io.LimitedReader over the file, and net/http
@@ -61,12 +77,20 @@ func (w *patient) ReadFrom(src io.Reader) (n int64, err error) {
 	if !ok || !isLimited {
 		return io.Copy(struct{ io.Writer }{w}, src)
 	}
+	_, whole := limited.R.(*os.File)
+	whole = whole && w.plain
 	for limited.N > 0 {
-		piece := min(limited.N, sendPiece)
+		piece := limited.N
+		if !whole {
+			piece = min(piece, sendPiece)
+		}
 		w.renew()
 		m, err := rf.ReadFrom(&io.LimitedReader{R: limited.R, N: piece})
 		n += m
 		limited.N -= m
+		if whole && m >= sendPiece && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
 		if err != nil || m < piece {
 			return n, err
 		}
