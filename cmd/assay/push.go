@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/registry/remote"
 )
 
@@ -38,8 +41,11 @@ config says what the model is. oras, crane, docker, skopeo, kit and modctl can
 push to and pull from the same registry.
 
 What the registry has already is not sent again, and a file whose sending broke
-off, even because this command was killed, goes on where the registry has it. A full SemVer tag (1.4.0,
-v2.0.0-rc.1) is written once and cannot be moved afterwards.`,
+off, even because this command was killed, goes on where the registry has it.
+
+A full SemVer tag (1.4.0, v2.0.0-rc.1) is written once and cannot be moved
+afterwards; pushing to it again what is there changes nothing. The time in the
+manifest is that of the first push, or SOURCE_DATE_EPOCH.`,
 		Example: `  assay push credit/scorer:1.4.0 model.onnx preprocess.json
   assay push --format modelpack --name scorer digits/classifier:1.1.0 model.onnx README.md`,
 		Args: cobra.MinimumNArgs(2),
@@ -85,41 +91,16 @@ func push(ctx context.Context, g *globals, ref string, files []string, opt pushO
 		return err
 	}
 
-	manifest := ocispec.Manifest{
-		Versioned:   specs.Versioned{SchemaVersion: 2},
-		MediaType:   ocispec.MediaTypeImageManifest,
-		Annotations: map[string]string{ocispec.AnnotationCreated: time.Now().UTC().Format(time.RFC3339)},
-	}
-	for k, v := range opt.annotations {
-		manifest.Annotations[k] = v
-	}
-	var config []byte
-	switch opt.format {
-	case "oras":
-		// The form of oras-go's PackManifest v1.1 as the oras tool calls it:
-		// an unknown artifact type, an empty config, bare files as layers.
-		manifest.ArtifactType = "application/vnd.unknown.artifact.v1"
-		if opt.artifactType != "" {
-			manifest.ArtifactType = opt.artifactType
-		}
-		config = ocispec.DescriptorEmptyJSON.Data
-		manifest.Config = ocispec.DescriptorEmptyJSON
-		for _, l := range layers {
-			l.desc.MediaType = ocispec.MediaTypeImageLayer
-			l.desc.Annotations = map[string]string{ocispec.AnnotationTitle: l.name}
-			manifest.Layers = append(manifest.Layers, l.desc)
-		}
-	case "modelpack":
-		config, err = modelPack(&manifest, repo.Reference.Repository, layers, opt)
-		if err != nil {
-			return err
-		}
-	default:
-		return usagef("--format %q is unknown: use oras or modelpack", opt.format)
-	}
-	body, err := json.Marshal(manifest)
+	manifest, config, body, err := pack(repo, layers, opt, pushTime())
 	if err != nil {
 		return err
+	}
+	if desc, there, ok := tagged(ctx, repo, tag); ok {
+		// What is there but for its time is that, so pushing it again changes nothing.
+		m, c, b, err := pack(repo, layers, opt, there.Annotations[ocispec.AnnotationCreated])
+		if err == nil && digest.FromBytes(b) == desc.Digest {
+			manifest, config, body = m, c, b
+		}
 	}
 
 	bar := g.progress("pushing", total, true)
@@ -143,6 +124,62 @@ func push(ctx context.Context, g *globals, ref string, files []string, opt pushO
 		fmt.Fprintf(w, "pushed %s:%s\n", repo.Reference.Repository, strings.Join(tags, ", "))
 		fmt.Fprintf(w, "digest %s (%d files, %s sent, %s already there)\n", desc.Digest, len(layers), byteSize(sent), byteSize(result.Present))
 	})
+}
+
+// pushTime is now, or the SOURCE_DATE_EPOCH of a reproducible build
+// (https://reproducible-builds.org/specs/source-date-epoch/).
+func pushTime() string {
+	now := time.Now()
+	if epoch, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64); err == nil {
+		now = time.Unix(epoch, 0)
+	}
+	return now.UTC().Format(time.RFC3339)
+}
+
+// tagged returns the manifest of a tag, if there is one that can be read. If
+// not, those who need to know why will.
+func tagged(ctx context.Context, repo *remote.Repository, tag string) (desc ocispec.Descriptor, m ocispec.Manifest, ok bool) {
+	const limit = 4 << 20 // of a manifest
+	desc, err := repo.Resolve(ctx, tag)
+	if err != nil || desc.Size > limit {
+		return desc, m, false
+	}
+	body, err := content.FetchAll(ctx, repo, desc)
+	return desc, m, err == nil && json.Unmarshal(body, &m) == nil
+}
+
+// pack makes the manifest of a version, its config, and its bytes.
+func pack(repo *remote.Repository, layers []layerFile, opt pushOptions, created string) (manifest ocispec.Manifest, config, body []byte, err error) {
+	manifest = ocispec.Manifest{
+		Versioned:   specs.Versioned{SchemaVersion: 2},
+		MediaType:   ocispec.MediaTypeImageManifest,
+		Annotations: map[string]string{ocispec.AnnotationCreated: created},
+	}
+	maps.Copy(manifest.Annotations, opt.annotations)
+	switch opt.format {
+	case "oras":
+		// The form of oras-go's PackManifest v1.1 as the oras tool calls it:
+		// an unknown artifact type, an empty config, bare files as layers.
+		manifest.ArtifactType = "application/vnd.unknown.artifact.v1"
+		if opt.artifactType != "" {
+			manifest.ArtifactType = opt.artifactType
+		}
+		config = ocispec.DescriptorEmptyJSON.Data
+		manifest.Config = ocispec.DescriptorEmptyJSON
+		for _, l := range layers {
+			l.desc.MediaType = ocispec.MediaTypeImageLayer
+			l.desc.Annotations = map[string]string{ocispec.AnnotationTitle: l.name}
+			manifest.Layers = append(manifest.Layers, l.desc)
+		}
+	case "modelpack":
+		if config, err = modelPack(&manifest, repo.Reference.Repository, layers, opt); err != nil {
+			return manifest, nil, nil, err
+		}
+	default:
+		return manifest, nil, nil, usagef("--format %q is unknown: use oras or modelpack", opt.format)
+	}
+	body, err = json.Marshal(manifest)
+	return manifest, config, body, err
 }
 
 // A layerFile is a file that becomes a layer.

@@ -141,6 +141,10 @@ if command -v node >/dev/null && [ -d "$node/node_modules/onnxruntime-node" ]; t
 	names+=(onprem-ort)
 	regions+=(on-premises)
 	say "and a fourth: another runtime altogether, ONNX Runtime on Node.js"
+elif [ -n "${CI:-}" ]; then
+	fail "Node.js or onnxruntime-node is missing; scripts/deps installs them"
+else
+	say "left out: a fourth, ONNX Runtime on Node.js, which is not installed (scripts/deps does)"
 fi
 declare -A verdicts
 rows=()
