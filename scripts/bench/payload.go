@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -13,7 +12,10 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/assay-dev/assay/store"
 )
 
 // unit is the random part of which payloads are repetitions.
@@ -155,46 +157,54 @@ func (p *payload) hashingAll() time.Duration {
 	return time.Since(start) / time.Duration(runtime.NumCPU())
 }
 
-// receiving is the processor time of a program that takes the payload from a
-// connection and hashes it, and does nothing else with it.
-func (p *payload) receiving() (time.Duration, error) {
+// receivers are buffers like those of a server.
+var receivers = sync.Pool{New: func() any { return store.NewBuffer(4 * mib) }}
+
+// receiving is the time and the processor time of a program that takes payloads
+// from connections at once and hashes them, and does nothing else with them.
+func receiving(payloads ...*payload) (took, cpu time.Duration, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer l.Close()
-	sent := make(chan error, 1)
-	go func() {
-		c, err := net.Dial("tcp", l.Addr().String())
-		if err == nil {
-			err = p.send(c.(*net.TCPConn))
-			c.Close()
-		}
-		sent <- err
-	}()
-	c, err := l.Accept()
-	if err != nil {
-		return 0, err
+	var group errgroup.Group
+	used := make([]time.Duration, len(payloads))
+	start := time.Now()
+	for i, p := range payloads {
+		group.Go(func() error {
+			c, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return p.send(c.(*net.TCPConn))
+		})
+		group.Go(func() error {
+			c, err := l.Accept()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			before := threadCPU()
+			buf, h := receivers.Get().([]byte), sha256.New()
+			defer receivers.Put(buf)
+			for err == nil {
+				var n int
+				n, err = c.Read(buf)
+				h.Write(buf[:n])
+			}
+			used[i] = threadCPU() - before
+			return nil
+		})
 	}
-	defer c.Close()
-	var cpu time.Duration
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		before := threadCPU()
-		buf, h := make([]byte, mib), sha256.New()
-		var err error
-		for err == nil {
-			var n int
-			n, err = io.ReadFull(c, buf)
-			h.Write(buf[:n])
-		}
-		cpu = threadCPU() - before
-		done <- nil
-	}()
-	<-done
-	return cpu, <-sent
+	err = group.Wait()
+	for _, u := range used {
+		cpu += u
+	}
+	return time.Since(start), cpu, err
 }
 
 // writing is the limit of the disk: the payload to a new file, sequentially,
