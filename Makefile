@@ -69,6 +69,7 @@ bench: tools build ## each figure beside the limit of the same run (ROWS=push, Q
 	scripts/tool registry $(BENCH_REGISTRY)
 	go run ./scripts/bench -tools $(ASSAY_TOOLS) $(if $(QUICK),-quick) $(if $(ROWS),-rows '$(ROWS)') $(if $(KEEP),-keep $(KEEP))
 	$(if $(ROWS),,go test -run '^$$' -bench 'VerifyBundle|SignedPush' -benchtime 300x ./verify ./registry/oci)
+	$(if $(ROWS),,go test -run '^$$' -bench CompareFP32 -benchtime 20x ./conformance/compare)
 	@# A replay beside vegeta, which stays out of the program's module.
 	$(if $(ROWS),,cd conformance/bench && go test -run '^$$' -bench . -benchtime 5x .)
 

@@ -1,13 +1,12 @@
 package conformance
 
 import (
-	"bufio"
-	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -240,35 +239,54 @@ func (r *runner) run(ctx context.Context, opt ReplayOptions, probes []probe, tra
 	replay.Preflight = preflight(ctx, r.s, r.plan, r.tg)
 	traffic.start(ctx, r)
 	defer traffic.stop()
-	var group errgroup.Group
-	group.SetLimit(r.plan.Concurrency)
-	began, n := time.Now(), 0
-	for _, c := range r.s.Cases {
-		if r.state(c.ID).done {
-			continue
+	var mu sync.Mutex // guards n and cases
+	began, n, cases := time.Now(), 0, r.s.Cases
+	// next returns a question that is to be asked, and when it is due.
+	next := func() (c attest.Case, due *time.Time, ok bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		for len(cases) > 0 && r.state(cases[0].ID).done {
+			cases = cases[1:]
+		}
+		if len(cases) == 0 {
+			return c, nil, false
 		}
 		// Question i is due at i/rate, whatever became of those before it. If all
 		// connections are busy it is sent late, and its delay counts from when it
 		// was due: a client that waits hides a stall from the questions behind it.
-		var due *time.Time
 		if r.plan.RatePerSecond > 0 {
 			at := began.Add(time.Duration(float64(n) / r.plan.RatePerSecond * float64(time.Second)))
 			due = &at
-			select {
-			case <-time.After(time.Until(at)):
-			case <-ctx.Done():
-			}
 		}
+		c, cases = cases[0], cases[1:]
 		n++
-		if ctx.Err() != nil || r.budget.stop() != nil {
-			break
-		}
+		return c, due, true
+	}
+	var group errgroup.Group
+	group.SetLimit(r.plan.Concurrency)
+	for range r.plan.Concurrency {
 		group.Go(func() error {
-			err := r.ask(ctx, c, due)
-			if err == nil && opt.Progress != nil && r.state(c.ID).done {
-				opt.Progress(1)
+			for c, due, ok := next(); ok; c, due, ok = next() {
+				if due != nil {
+					select {
+					case <-time.After(time.Until(*due)):
+					case <-ctx.Done():
+					}
+				}
+				if ctx.Err() != nil || r.budget.stop() != nil {
+					return nil
+				}
+				if err := r.ask(ctx, c, due); err != nil {
+					mu.Lock()
+					cases = nil // what cannot be recorded is not asked
+					mu.Unlock()
+					return err
+				}
+				if opt.Progress != nil && r.state(c.ID).done {
+					opt.Progress(1)
+				}
 			}
-			return err
+			return nil
 		})
 	}
 	err := group.Wait()
@@ -318,7 +336,7 @@ func (r *runner) attempt(ctx context.Context, q target.Question, request []byte,
 	if !ok {
 		return false, nil
 	}
-	o.Request = string(digest.FromBytes(request))
+	o.Request = digestOf(request)
 	if err := r.journal.intend(o); err != nil {
 		return false, err
 	}
@@ -344,6 +362,13 @@ func (r *runner) attempt(ctx context.Context, q target.Question, request []byte,
 	}
 	r.note(&o)
 	return true, nil
+}
+
+// digestOf is digest.FromBytes, which takes longer for the words around the sum
+// than for the sum of a question.
+func digestOf(raw []byte) string {
+	sum := sha256.Sum256(raw)
+	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 // observe records an exchange.
@@ -517,236 +542,5 @@ func (n *noise) stop() {
 	if n.cancel != nil {
 		n.cancel()
 		n.group.Wait()
-	}
-}
-
-// A journal is the file of observations while they are made, with the attempts
-// that were about to be made beside it. An attempt without an observation is one
-// during which we were stopped: whether the question was sent is not known, so
-// it is recorded as that and not sent again.
-//
-// It is synced in the background: a disk that is slow must not be measured as
-// the environment.
-type journal struct {
-	mu       sync.Mutex
-	f        *os.File // guarded by mu, as all below
-	intents  *os.File
-	unsynced int        // since the last sync began
-	syncing  chan error // what the running sync came to; nil if none runs
-}
-
-// syncEvery is how many observations a power cut may cost, and as many again
-// that were made while a sync ran.
-const syncEvery = 64
-
-// openJournal opens a journal and calls each for the observations in it, in the
-// order in which they were made, and for the attempts that the last run did not
-// see the end of, which it adds: those that are not known.
-func openJournal(path string, each func(*attest.Observation) error, known func(attest.Observation) bool) (*journal, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	j := &journal{f: f}
-	whole, err := j.each(each)
-	if err == nil {
-		// A line without an end was being written when we were stopped.
-		err = f.Truncate(whole)
-	}
-	if err == nil {
-		_, err = f.Seek(whole, io.SeekStart)
-	}
-	if err == nil {
-		err = j.openIntents(path+".intents", each, known)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return j, nil
-}
-
-// each calls a function for each observation in the file, and returns where
-// their whole lines end.
-func (j *journal) each(f func(*attest.Observation) error) (whole int64, err error) {
-	if _, err := j.f.Seek(0, io.SeekStart); err != nil {
-		return 0, err
-	}
-	for lines := bufio.NewReaderSize(j.f, 1<<16); ; {
-		line, err := lines.ReadBytes('\n')
-		if err == io.EOF {
-			return whole, nil
-		}
-		if err != nil {
-			return whole, err
-		}
-		var o attest.Observation
-		if err := attest.Unmarshal(line[:len(line)-1], &o); err != nil {
-			return whole, fmt.Errorf("%s is damaged after %d bytes: %w; begin again in another folder", j.f.Name(), whole, err)
-		}
-		whole += int64(len(line))
-		if err := f(&o); err != nil {
-			return whole, err
-		}
-	}
-}
-
-// read returns the observations in the order in which they are published.
-func (j *journal) read(s *Suite) (list []attest.Observation, err error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	share := newSharing(s)
-	_, err = j.each(func(o *attest.Observation) error {
-		share.observation(o)
-		list = append(list, *o)
-		return nil
-	})
-	slices.SortStableFunc(list, func(a, b attest.Observation) int {
-		return cmp.Or(strings.Compare(a.Probe, b.Probe), strings.Compare(a.Case, b.Case), a.Attempt-b.Attempt)
-	})
-	return list, err
-}
-
-// sharing lets observations have one copy of what many of them have: of a
-// hundred thousand, ids, digests and headers would be most of the memory.
-type sharing struct {
-	known   map[string]string
-	headers map[string]map[string]string
-}
-
-func newSharing(s *Suite) sharing {
-	share := sharing{known: make(map[string]string, 2*len(s.Cases)), headers: map[string]map[string]string{}}
-	for _, c := range s.Cases {
-		share.known[c.ID], share.known[c.Request] = c.ID, c.Request
-	}
-	return share
-}
-
-func (s sharing) observation(o *attest.Observation) {
-	for _, text := range []*string{&o.Case, &o.Request, &o.Probe} {
-		if t, ok := s.known[*text]; ok {
-			*text = t
-		}
-	}
-	if o.Header == nil {
-		return
-	}
-	key := fmt.Sprint(o.Header) // in the order of its keys
-	if _, ok := s.headers[key]; !ok {
-		if len(s.headers) >= 1024 {
-			return // ids and times are in them: there is nothing to share
-		}
-		s.headers[key] = o.Header
-	}
-	o.Header = s.headers[key]
-}
-
-// openIntents reads which attempts were about to be made, and records those that
-// have no observation as interrupted.
-func (j *journal) openIntents(path string, each func(*attest.Observation) error, known func(attest.Observation) bool) error {
-	var err error
-	if j.intents, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o644); err != nil {
-		return err
-	}
-	whole := int64(0)
-	for lines := bufio.NewReaderSize(j.intents, 1<<16); ; {
-		line, err := lines.ReadBytes('\n')
-		if err == io.EOF {
-			// The line that was being written when we were stopped: the question
-			// is sent after it, so it was not.
-			return j.intents.Truncate(whole)
-		}
-		if err != nil {
-			return err
-		}
-		whole += int64(len(line))
-		var o attest.Observation
-		if err := json.Unmarshal(line, &o); err != nil {
-			return fmt.Errorf("%s is damaged: %w; begin again in another folder", path, err)
-		}
-		if known(o) {
-			continue
-		}
-		o.Error = &attest.ObservationError{Class: attest.Interrupted, Message: "the runner was stopped while it waited for an answer"}
-		o.ReceivedAt = o.SentAt
-		if err := errors.Join(j.add(&o), each(&o)); err != nil {
-			return err
-		}
-	}
-}
-
-// intend writes down that an attempt is about to be made. It needs no sync: what
-// a SIGKILL leaves of a write is all of it, and after a power cut the attempts of
-// the last moment are asked again, which the record then does not show.
-func (j *journal) intend(o attest.Observation) error {
-	o.SentAt = time.Now().UTC()
-	raw, err := json.Marshal(o)
-	if err != nil {
-		return err
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if _, err := j.intents.Write(append(raw, '\n')); err != nil {
-		return fmt.Errorf("recording an attempt: %w", err)
-	}
-	return nil
-}
-
-func (j *journal) add(o *attest.Observation) error {
-	raw, err := json.Marshal(o)
-	if err != nil {
-		return err
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if _, err := j.f.Write(append(raw, '\n')); err != nil {
-		return fmt.Errorf("recording an observation: %w", err)
-	}
-	j.unsynced++
-	if j.unsynced >= 2*syncEvery {
-		if err := j.synced(); err != nil {
-			return err
-		}
-	}
-	if j.unsynced >= syncEvery && j.syncing == nil {
-		j.unsynced = 0
-		j.syncing = make(chan error, 1)
-		go func(f *os.File, done chan<- error) { done <- f.Sync() }(j.f, j.syncing)
-	}
-	if len(j.syncing) > 0 {
-		return j.synced()
-	}
-	return nil
-}
-
-// synced waits for the sync that runs, if one does. The caller holds mu.
-func (j *journal) synced() error {
-	if j.syncing == nil {
-		return nil
-	}
-	err := <-j.syncing
-	j.syncing = nil
-	if err != nil {
-		return fmt.Errorf("recording observations: %w", err)
-	}
-	return nil
-}
-
-func (j *journal) sync() error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return errors.Join(j.synced(), j.f.Sync())
-}
-
-func (j *journal) close() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.synced()
-	j.f.Close()
-	if j.intents != nil {
-		j.intents.Close()
 	}
 }

@@ -61,11 +61,27 @@ func TestULPs(t *testing.T) {
 		a, b float32
 		want uint64
 	}{{1, 1, 0}, {1, math.Nextafter32(1, 2), 1}, {0, float32(math.Copysign(0, -1)), 0}, {math.SmallestNonzeroFloat32, -math.SmallestNonzeroFloat32, 2}} {
-		a, b := f32("", tc.a).Bits, f32("", tc.b).Bits
-		got, differing := stepsFP32(a, b)
-		back, _ := stepsFP32(b, a)
-		if got != tc.want || back != tc.want || (differing > 0) != (string(a) != string(b)) {
-			t.Errorf("from %v to %v are %d ulps and back %d, want %d", tc.a, tc.b, got, back, tc.want)
+		a, b := f32("x", tc.a), f32("x", tc.b)
+		d, back := Tensors(a, b, Tolerance{}), Tensors(b, a, Tolerance{})
+		if d.MaxULP != tc.want || back.MaxULP != tc.want || (d.BitsDiffer > 0) != (string(a.Bits) != string(b.Bits)) {
+			t.Errorf("from %v to %v are %d ulps and back %d, want %d", tc.a, tc.b, d.MaxULP, back.MaxULP, tc.want)
+		}
+	}
+}
+
+// The bits of the largest number and of -0 are near each other, and the numbers
+// as far apart as can be; also behind others that differ by as much, of the same
+// sign.
+func TestStepsAcrossSigns(t *testing.T) {
+	for _, sign := range []float64{1, -1} {
+		far, one, zero := float32(math.MaxFloat32*sign), float32(sign), float32(math.Copysign(0, -sign))
+		for _, d := range []Difference{
+			Tensors(f32("x", far, far), f32("x", one, zero), Tolerance{}),
+			Tensors(f32("x", one, zero), f32("x", far, far), Tolerance{}),
+		} {
+			if d.MaxULP != 0x7f7fffff {
+				t.Errorf("from %v to %v are %d ulps", far, zero, d.MaxULP)
+			}
 		}
 	}
 }

@@ -137,19 +137,23 @@ const block = 512
 type blocks struct {
 	want, got, difference [block]float64
 
+	wantBits, gotBits [4 * block]byte // the last elements of FP32, which fill no block
+
 	counts exponents // of the differences; all zero between uses
 }
 
 var pool = sync.Pool{New: func() any { return new(blocks) }}
 
+// An exponents table counts differences by their biased exponents.
+type exponents [2048]uint32
+
 // histogram takes the n counts out.
-func (b *blocks) histogram(n int) (h Histogram) {
-	for exponent := 0; exponent < 2048 && n > 0; exponent++ {
-		c := b.counts[0][exponent] + b.counts[1][exponent]
-		if c > 0 {
-			h[bucketOf(exponent)] += c
-			b.counts[0][exponent], b.counts[1][exponent] = 0, 0
-			n -= int(c)
+func (c *exponents) histogram(n int) (h Histogram) {
+	for exponent := 0; exponent < len(c) && n > 0; exponent++ {
+		if c[exponent] > 0 {
+			h[bucketOf(exponent)] += c[exponent]
+			n -= int(c[exponent])
+			c[exponent] = 0
 		}
 	}
 	return h
@@ -163,28 +167,39 @@ func Tensors(want, got Tensor, tol Tolerance) Difference {
 	}
 	b := pool.Get().(*blocks)
 	defer pool.Put(b)
+	tol = tol.plain()
 	for at := 0; at < n; at += block {
 		m := min(block, n-at)
 		wb, gb := want.Bits[at*k.width:(at+m)*k.width], got.Bits[at*k.width:(at+m)*k.width]
-		most, ok := b.load(want.Datatype, k, m, wb, gb, &d)
-		if !ok {
+		finite := true
+		if want.Datatype == "FP32" {
+			finite = d.allFP32(b, m, wb, gb, tol)
+		} else if finite = b.load(k, m, wb, gb); finite {
+			d.all(b, m, tol)
+			if k.steps != nil {
+				most, differing := k.steps(wb, gb)
+				d.MaxULP = max(d.MaxULP, most)
+				d.BitsDiffer += differing
+			}
+		}
+		if !finite {
 			b.counts = exponents{}
 			return notFinite(want, got, k)
 		}
-		d.MaxAbs = math.Max(d.MaxAbs, most)
-		d.worst(b.want[:m], b.difference[:m], tol)
-		b.counts.add(b.difference[:m])
-		steps, differing := k.steps(wb, gb)
-		d.MaxULP = max(d.MaxULP, steps)
-		d.BitsDiffer += differing
 	}
 	d.Elements = n
-	d.Histogram = b.histogram(n)
+	if k.steps == nil {
+		d.BitsDiffer += n - int(b.counts[0]) // no difference that is there has the exponent of zero
+		if want.Datatype != "FP32" {
+			d.MaxULP = uint64(d.MaxAbs)
+		}
+	}
+	d.Histogram = b.counts.histogram(n)
 	return d
 }
 
 // Within compares every element by the largest difference, the tolerance and
-// whether it is a number at all: what a gate needs, and twice as fast.
+// whether it is a number at all: what a gate needs, and faster.
 func Within(want, got Tensor, tol Tolerance) Difference {
 	d, k, n := prepare(want, got)
 	if d.Fault != "" {
@@ -192,14 +207,19 @@ func Within(want, got Tensor, tol Tolerance) Difference {
 	}
 	b := pool.Get().(*blocks)
 	defer pool.Put(b)
+	tol = tol.plain()
 	for at := 0; at < n; at += block {
 		m := min(block, n-at)
-		most, ok := b.load(want.Datatype, k, m, want.Bits[at*k.width:(at+m)*k.width], got.Bits[at*k.width:(at+m)*k.width], nil)
-		if !ok {
+		wb, gb := want.Bits[at*k.width:(at+m)*k.width], got.Bits[at*k.width:(at+m)*k.width]
+		finite := true
+		if want.Datatype == "FP32" {
+			finite = d.withinFP32(b, m, wb, gb, tol)
+		} else if finite = b.load(k, m, wb, gb); finite {
+			d.within(b, m, tol)
+		}
+		if !finite {
 			return notFinite(want, got, k)
 		}
-		d.MaxAbs = math.Max(d.MaxAbs, most)
-		d.worst(b.want[:m], b.difference[:m], tol)
 	}
 	d.Elements = n
 	return d
@@ -259,66 +279,39 @@ func prepare(want, got Tensor) (d Difference, k kind, n int) {
 	return Difference{}, k, n
 }
 
-// load decodes m elements and subtracts them, and adds them up if sums is
-// there. It returns the largest difference, or false if an element is not
-// finite. FP32 has loops of its own, as most of what is compared is FP32.
-func (b *blocks) load(datatype string, k kind, m int, want, got []byte, sums *Difference) (float64, bool) {
+// load decodes m elements and subtracts them. It returns false if one is not
+// finite.
+func (b *blocks) load(k kind, m int, want, got []byte) bool {
 	w, g, d := b.want[:m], b.got[:m], b.difference[:m]
-	var most uint64 // differences without their sign are in the order of their bits
-	if datatype == "FP32" {
-		if sums != nil {
-			most = sums.sumsFP32(w, d, want, got)
-		} else {
-			most = loadFP32(w, d, want, got)
-		}
-		return math.Float64frombits(most), most < infinite
-	}
 	k.decode(w, want)
 	k.decode(g, got)
 	if k.exact != nil {
 		k.exact(d, want, got)
-	} else {
-		for i := range d {
-			d[i] = g[i] - w[i]
-		}
+		return true
 	}
-	for _, x := range d {
-		most = max(most, math.Float64bits(x)&^sign)
+	var most uint64
+	for i := range d {
+		d[i] = g[i] - w[i]
+		most = max(most, math.Float64bits(d[i])&^sign)
 	}
 	if most >= infinite {
 		for i := range d {
 			if w[i]-w[i] != 0 || g[i]-g[i] != 0 {
-				return 0, false
+				return false
 			}
 			if math.IsInf(d[i], 0) {
 				d[i] = math.Copysign(math.MaxFloat64, d[i]) // of two FP64 far apart
 			}
 		}
-		most = math.Float64bits(math.MaxFloat64)
 	}
-	if sums != nil {
-		sums.sums(w, g, d)
-	}
-	return math.Float64frombits(most), true
+	return true
 }
 
+// Numbers without their sign are in the order of their bits.
 const (
 	sign     = 1 << 63
 	infinite = 0x7ff << 52
 )
-
-// loadFP32 decodes, subtracts, and returns the bits of the largest difference.
-func loadFP32(want, difference []float64, wantBits, gotBits []byte) (most uint64) {
-	n := len(difference)
-	want, wantBits, gotBits = want[:n], wantBits[:4*n], gotBits[:4*n]
-	for i := range difference {
-		w := float64(math.Float32frombits(binary.LittleEndian.Uint32(wantBits[4*i : 4*i+4])))
-		x := float64(math.Float32frombits(binary.LittleEndian.Uint32(gotBits[4*i:4*i+4]))) - w
-		want[i], difference[i] = w, x
-		most = max(most, math.Float64bits(x)&^sign)
-	}
-	return most
-}
 
 // notFinite says which element is not finite, and whose.
 func notFinite(want, got Tensor, k kind) Difference {
@@ -341,84 +334,236 @@ func notFinite(want, got Tensor, k kind) Difference {
 	return broken(FaultNaN, "output %s is not finite", want.Name)
 }
 
-// worst looks for differences over the tolerance, and for the one that uses up
-// most of its own.
-func (d *Difference) worst(want, difference []float64, tol Tolerance) {
-	want = want[:len(difference)]
-	// Few differences are over their tolerance or set a new maximum. Those
-	// below a share of it that is a little smaller than both, so that rounding
-	// plays no part, need no closer look.
-	share := math.Min(d.MaxScaled, 1) * (1 - 0x1p-40)
-	absolute, relative := share*tol.Absolute, share*tol.Relative
-	for i, x := range difference {
-		abs := math.Float64frombits(math.Float64bits(x) &^ sign)
-		// The conversion forbids the compiler to fuse multiply and add, which
-		// some machines have and others do not.
-		if abs <= absolute+float64(math.Abs(want[i])*relative) {
-			continue
+// plain returns the tolerance with bounds from 0 up to the largest number. What
+// is no number allows nothing.
+func (t Tolerance) plain() Tolerance {
+	for _, x := range []*float64{&t.Absolute, &t.Relative} {
+		if !(*x > 0) {
+			*x = 0
 		}
-		allowed := tol.Absolute + float64(tol.Relative*math.Abs(want[i]))
-		if abs > allowed {
-			d.Exceeding++
-		}
-		if abs <= float64(d.MaxScaled*allowed) {
-			continue
-		}
-		d.MaxScaled = math.MaxFloat64 // no difference is allowed
-		if allowed > 0 {
-			d.MaxScaled = math.Min(abs/allowed, math.MaxFloat64)
-		}
-		share = math.Min(d.MaxScaled, 1) * (1 - 0x1p-40)
-		absolute, relative = share*tol.Absolute, share*tol.Relative
+		*x = math.Min(*x, math.MaxFloat64)
+	}
+	return t
+}
+
+// The loops below take one element after the other, so that the sums are in the
+// order of the elements, which is part of the result. They are fast because they
+// have no branch that goes both ways, whatever the data are: what is counted is
+// computed, and a loop ends at an element that is a new maximum of some kind,
+// which is rare. The caller takes it up with record and goes on behind it. That
+// the work for one element is written out four times is for the same reason: the
+// compiler keeps it all in registers, without checks of bounds.
+//
+// The conversions of products forbid the compiler to fuse multiply and add,
+// which some machines have and others do not.
+
+// record takes up an element that may be a new maximum: the difference without
+// its sign, and the reference's value.
+func (d *Difference) record(abs, want float64, tol Tolerance) {
+	d.MaxAbs = math.Max(d.MaxAbs, abs)
+	allowed := tol.Absolute + float64(math.Abs(want)*tol.Relative)
+	if abs <= float64(d.MaxScaled*allowed) {
+		return
+	}
+	d.MaxScaled = math.MaxFloat64 // no difference is allowed
+	if allowed > 0 {
+		d.MaxScaled = math.Min(abs/allowed, math.MaxFloat64)
 	}
 }
 
-// sums adds up in the order of the elements, which is part of the result.
-func (d *Difference) sums(want, got, difference []float64) {
-	want, got = want[:len(difference)], got[:len(difference)]
-	for i, x := range difference {
-		w, g := want[i], got[i]
-		d.Error += x
-		d.SquaredError += float64(x * x)
-		d.SquaredWant += float64(w * w)
-		d.SquaredGot += float64(g * g)
-		d.Product += float64(w * g)
+// scaled returns the share of its tolerance that a difference must be over to be
+// a new maximum: nothing is over the largest.
+func (d *Difference) scaled() float64 {
+	if d.MaxScaled == math.MaxFloat64 {
+		return math.Inf(1) // also times a tolerance of 0, as no number is over NaN
+	}
+	return d.MaxScaled
+}
+
+// all takes up m elements by all measures but the distance in units in the last
+// place.
+func (d *Difference) all(b *blocks, m int, tol Tolerance) {
+	for i := 0; i < m; i++ {
+		if i = d.scan(b, i, m, tol); i < m {
+			d.record(math.Abs(b.difference[i]), b.want[i], tol)
+		}
 	}
 }
 
-// sumsFP32 decodes, subtracts, adds up as sums does, and returns the bits of the
-// largest difference.
-func (d *Difference) sumsFP32(want, difference []float64, wantBits, gotBits []byte) (most uint64) {
-	n := len(difference)
-	want, wantBits, gotBits = want[:n], wantBits[:4*n], gotBits[:4*n]
+// scan goes on from an element and returns the next that may be a new maximum,
+// or m.
+func (d *Difference) scan(b *blocks, from, m int, tol Tolerance) int {
+	if from < 0 || m > block {
+		panic("compare: outside of a block")
+	}
+	want, got, difference, counts := &b.want, &b.got, &b.difference, &b.counts
+	absolute, relative := tol.Absolute, tol.Relative
+	most, scaled := math.Float64bits(d.MaxAbs), d.scaled()
+	exceeding := d.Exceeding
 	e, ee, ww, gg, wg := d.Error, d.SquaredError, d.SquaredWant, d.SquaredGot, d.Product
-	for i := range difference {
-		w := float64(math.Float32frombits(binary.LittleEndian.Uint32(wantBits[4*i : 4*i+4])))
-		g := float64(math.Float32frombits(binary.LittleEndian.Uint32(gotBits[4*i : 4*i+4])))
-		x := g - w
-		want[i], difference[i] = w, x
-		most = max(most, math.Float64bits(x)&^sign)
+	i := from
+	for ; i < m; i++ {
+		w, g, x := want[i], got[i], difference[i]
 		e += x
 		ee += float64(x * x)
 		ww += float64(w * w)
 		gg += float64(g * g)
 		wg += float64(w * g)
+		u := math.Float64bits(x)
+		counts[u>>52&0x7ff]++
+		u &^= sign
+		allowed := absolute + float64(math.Abs(w)*relative)
+		exceeding += int((math.Float64bits(allowed) - u) >> 63) // 1 if u is larger
+		if u > most || math.Float64frombits(u) > float64(scaled*allowed) {
+			break
+		}
 	}
+	d.Exceeding = exceeding
 	d.Error, d.SquaredError, d.SquaredWant, d.SquaredGot, d.Product = e, ee, ww, gg, wg
-	return most
+	return i
 }
 
-// An exponents table counts differences by their exponents; two of them, because
-// a machine waits for a count that it has only just changed.
-type exponents [2][2048]uint32
+// within takes up m elements by the largest difference and the tolerance.
+func (d *Difference) within(b *blocks, m int, tol Tolerance) {
+	for i := 0; i < m; i++ {
+		if i = d.scanWithin(b, i, m, tol); i < m {
+			d.record(math.Abs(b.difference[i]), b.want[i], tol)
+		}
+	}
+}
 
-func (c *exponents) add(difference []float64) {
-	i := 0
-	for ; i+2 <= len(difference); i += 2 {
-		c[0][math.Float64bits(difference[i])>>52&0x7ff]++
-		c[1][math.Float64bits(difference[i+1])>>52&0x7ff]++
+func (d *Difference) scanWithin(b *blocks, from, m int, tol Tolerance) int {
+	if from < 0 || m > block {
+		panic("compare: outside of a block")
 	}
-	if i < len(difference) {
-		c[0][math.Float64bits(difference[i])>>52&0x7ff]++
+	want, difference := &b.want, &b.difference
+	absolute, relative := tol.Absolute, tol.Relative
+	most, scaled := math.Float64bits(d.MaxAbs), d.scaled()
+	exceeding := d.Exceeding
+	i := from
+	for ; i < m; i++ {
+		u := math.Float64bits(difference[i]) &^ sign
+		allowed := absolute + float64(math.Abs(want[i])*relative)
+		exceeding += int((math.Float64bits(allowed) - u) >> 63)
+		if u > most || math.Float64frombits(u) > float64(scaled*allowed) {
+			break
+		}
 	}
+	d.Exceeding = exceeding
+	return i
+}
+
+// A chunk is the elements of a block in FP32, of which not all need be there.
+type chunk = [4 * block]byte
+
+// chunks returns the m elements of both.
+func (b *blocks) chunks(m int, want, got []byte) (*chunk, *chunk) {
+	if m == block {
+		return (*chunk)(want), (*chunk)(got)
+	}
+	copy(b.wantBits[:], want)
+	copy(b.gotBits[:], got)
+	return &b.wantBits, &b.gotBits
+}
+
+// allFP32 decodes m elements and takes them up by all measures; of those with
+// different bits only the zeros, as the others are counted with the histogram.
+// It returns false if an element is not finite.
+func (d *Difference) allFP32(b *blocks, m int, want, got []byte, tol Tolerance) bool {
+	wc, gc := b.chunks(m, want, got)
+	for i := 0; i < m; i++ {
+		if i = d.scanFP32(&b.counts, wc, gc, i, m, tol); i == m {
+			break
+		}
+		w, g := binary.LittleEndian.Uint32(wc[4*i:]), binary.LittleEndian.Uint32(gc[4*i:])
+		x := float64(math.Float32frombits(g)) - float64(math.Float32frombits(w))
+		if x-x != 0 {
+			return false
+		}
+		d.record(math.Abs(x), float64(math.Float32frombits(w)), tol)
+		d.MaxULP = max(d.MaxULP, distanceFP32(w, g))
+		if x == 0 && w != g {
+			d.BitsDiffer++
+		}
+	}
+	return true
+}
+
+// near is the largest distance of two FP32 that their bits show without a look
+// at the signs: those of finite numbers with different signs are further apart,
+// both ways round, because the bits of what is not finite lie between them.
+const near = 1 << 23
+
+func (d *Difference) scanFP32(counts *exponents, want, got *chunk, from, m int, tol Tolerance) int {
+	if from < 0 || m > block {
+		panic("compare: outside of a block")
+	}
+	_, _, _ = want[0], got[0], counts[0] // so that the loop need not ask whether they are nil
+	absolute, relative := tol.Absolute, tol.Relative
+	most, scaled := math.Float64bits(d.MaxAbs), d.scaled()
+	steps := uint32(min(d.MaxULP, near))
+	exceeding := d.Exceeding
+	e, ee, ww, gg, wg := d.Error, d.SquaredError, d.SquaredWant, d.SquaredGot, d.Product
+	i := from
+	for ; i < m; i++ {
+		a, c := binary.LittleEndian.Uint32(want[4*i:4*i+4]), binary.LittleEndian.Uint32(got[4*i:4*i+4])
+		w, g := float64(math.Float32frombits(a)), float64(math.Float32frombits(c))
+		x := g - w
+		e += x
+		ee += float64(x * x)
+		ww += float64(w * w)
+		gg += float64(g * g)
+		wg += float64(w * g)
+		u := math.Float64bits(x)
+		counts[u>>52&0x7ff]++
+		u &^= sign
+		allowed := absolute + float64(math.Abs(w)*relative)
+		exceeding += int((math.Float64bits(allowed) - u) >> 63)
+		if c-a+steps > 2*steps || u > most || math.Float64frombits(u) > float64(scaled*allowed) {
+			break
+		}
+	}
+	d.Exceeding = exceeding
+	d.Error, d.SquaredError, d.SquaredWant, d.SquaredGot, d.Product = e, ee, ww, gg, wg
+	return i
+}
+
+// withinFP32 decodes m elements and takes them up by the largest difference and
+// the tolerance. It returns false if one is not finite.
+func (d *Difference) withinFP32(b *blocks, m int, want, got []byte, tol Tolerance) bool {
+	wc, gc := b.chunks(m, want, got)
+	for i := 0; i < m; i++ {
+		if i = d.scanWithinFP32(wc, gc, i, m, tol); i == m {
+			break
+		}
+		w := float64(math.Float32frombits(binary.LittleEndian.Uint32(wc[4*i:])))
+		x := float64(math.Float32frombits(binary.LittleEndian.Uint32(gc[4*i:]))) - w
+		if x-x != 0 {
+			return false
+		}
+		d.record(math.Abs(x), w, tol)
+	}
+	return true
+}
+
+func (d *Difference) scanWithinFP32(want, got *chunk, from, m int, tol Tolerance) int {
+	if from < 0 || m > block {
+		panic("compare: outside of a block")
+	}
+	_, _ = want[0], got[0]
+	absolute, relative := tol.Absolute, tol.Relative
+	most, scaled := math.Float64bits(d.MaxAbs), d.scaled()
+	exceeding := d.Exceeding
+	i := from
+	for ; i < m; i++ {
+		w := float64(math.Float32frombits(binary.LittleEndian.Uint32(want[4*i : 4*i+4])))
+		u := math.Float64bits(float64(math.Float32frombits(binary.LittleEndian.Uint32(got[4*i:4*i+4])))-w) &^ sign
+		allowed := absolute + float64(math.Abs(w)*relative)
+		exceeding += int((math.Float64bits(allowed) - u) >> 63)
+		if u > most || math.Float64frombits(u) > float64(scaled*allowed) {
+			break
+		}
+	}
+	d.Exceeding = exceeding
+	return i
 }

@@ -19,7 +19,11 @@ type Tensor struct {
 type kind struct {
 	width  int // in bytes
 	decode func(dst []float64, src []byte)
-	steps  func(want, got []byte) (most uint64, differing int)
+
+	// steps returns the largest distance in units in the last place, and how
+	// many elements are not the same bits. It is nil where both follow from the
+	// differences, as for integers that a float64 holds.
+	steps func(want, got []byte) (most uint64, differing int)
 
 	// exact subtracts where a float64 does not hold every value; else nil.
 	exact func(d []float64, want, got []byte)
@@ -28,18 +32,18 @@ type kind struct {
 // kinds are the element types by their names. Those of 64-bit integers have
 // their own subtraction, because a float64 does not hold them all.
 var kinds = map[string]kind{
-	"BOOL":   {width: 1, decode: decodeUint8, steps: stepsUint8},
-	"UINT8":  {width: 1, decode: decodeUint8, steps: stepsUint8},
-	"INT8":   {width: 1, decode: decodeInt8, steps: stepsInt8},
-	"UINT16": {width: 2, decode: decodeUint16, steps: stepsUint16},
-	"INT16":  {width: 2, decode: decodeInt16, steps: stepsInt16},
-	"UINT32": {width: 4, decode: decodeUint32, steps: stepsUint32},
-	"INT32":  {width: 4, decode: decodeInt32, steps: stepsInt32},
+	"BOOL":   {width: 1, decode: decodeUint8},
+	"UINT8":  {width: 1, decode: decodeUint8},
+	"INT8":   {width: 1, decode: decodeInt8},
+	"UINT16": {width: 2, decode: decodeUint16},
+	"INT16":  {width: 2, decode: decodeInt16},
+	"UINT32": {width: 4, decode: decodeUint32},
+	"INT32":  {width: 4, decode: decodeInt32},
 	"UINT64": {width: 8, decode: decodeUint64, steps: stepsUint64, exact: exactUint64},
 	"INT64":  {width: 8, decode: decodeInt64, steps: stepsInt64, exact: exactInt64},
 	"FP16":   {width: 2, decode: decodeFP16, steps: stepsFloat16},
 	"BF16":   {width: 2, decode: decodeBF16, steps: stepsFloat16},
-	"FP32":   {width: 4, decode: decodeFP32, steps: stepsFP32},
+	"FP32":   {width: 4, decode: decodeFP32},
 	"FP64":   {width: 8, decode: decodeFP64, steps: stepsFP64},
 }
 
@@ -191,14 +195,15 @@ func decodeInt64(dst []float64, src []byte) {
 // decodeFP16 reads IEEE 754 binary16: 1 sign bit, 5 of exponent, 10 of fraction.
 func decodeFP16(dst []float64, src []byte) {
 	for i := range dst {
-		h := uint32(binary.LittleEndian.Uint16(src[2*i:]))
-		// The exponent's bias is 112 less than that of a float32, and a
-		// product by a power of two is exact for subnormal numbers too.
-		f := math.Float32frombits(h&0x7fff<<13) * 0x1p112
-		if h&0x7c00 == 0x7c00 {
-			f = math.Float32frombits(h&0x7fff<<13 | 0xff<<23) // infinite, or not a number
+		h := uint64(binary.LittleEndian.Uint16(src[2*i:]))
+		f := math.Float64frombits(h&0x7fff<<42 + (1023-15)<<52)
+		switch h & 0x7c00 {
+		case 0: // zero, or subnormal
+			f = float64(float64(h&0x3ff) * 0x1p-24)
+		case 0x7c00: // infinite, or not a number
+			f = math.Float64frombits(h&0x3ff<<42 | infinite)
 		}
-		dst[i] = float64(math.Float32frombits(math.Float32bits(f) | h>>15<<31))
+		dst[i] = math.Float64frombits(math.Float64bits(f) | h>>15<<63)
 	}
 }
 
@@ -245,60 +250,60 @@ func exactInt64(d []float64, want, got []byte) {
 
 // The distance of two elements in units in the last place is the number of
 // representable values from one to the other. For integers it is their
-// difference; floats are mapped to integers in their order, both zeros to 0.
-// Beside the largest distance, these count the elements that are not the same
-// bits: of those the distance may be 0, for the two zeros.
+// difference; floats are mapped to integers in their order, both zeros to 0. Of
+// elements that are not the same bits the distance may be 0, for the two zeros.
 
-// stepper makes such a function from one that reads an element.
-func stepper(width int, read func(raw []byte) int64) func(want, got []byte) (uint64, int) {
-	return func(want, got []byte) (most uint64, differing int) {
-		for i := 0; i+width <= len(want); i += width {
-			if string(want[i:i+width]) == string(got[i:i+width]) {
-				continue
-			}
+// stepsFloat16 is for FP16 and BF16.
+func stepsFloat16(want, got []byte) (most uint64, differing int) {
+	var far int64
+	for i := 0; i+2 <= len(want) && i+2 <= len(got); i += 2 {
+		a, b := int64(int16(binary.LittleEndian.Uint16(want[i:i+2]))), int64(int16(binary.LittleEndian.Uint16(got[i:i+2])))
+		if a != b {
 			differing++
-			w, g := read(want[i:]), read(got[i:])
-			most = max(most, uint64(max(w, g))-uint64(min(w, g)))
 		}
-		return most, differing
+		x := ordered(a, math.MinInt16) - ordered(b, math.MinInt16)
+		far = max(far, x, -x)
 	}
+	return uint64(far), differing
 }
 
-var (
-	stepsUint8   = stepper(1, func(b []byte) int64 { return int64(b[0]) })
-	stepsInt8    = stepper(1, func(b []byte) int64 { return int64(int8(b[0])) })
-	stepsUint16  = stepper(2, func(b []byte) int64 { return int64(binary.LittleEndian.Uint16(b)) })
-	stepsInt16   = stepper(2, func(b []byte) int64 { return int64(int16(binary.LittleEndian.Uint16(b))) })
-	stepsFloat16 = stepper(2, func(b []byte) int64 { return ordered(int64(int16(binary.LittleEndian.Uint16(b))), math.MinInt16) })
-	stepsUint32  = stepper(4, func(b []byte) int64 { return int64(binary.LittleEndian.Uint32(b)) })
-	stepsInt32   = stepper(4, func(b []byte) int64 { return int64(int32(binary.LittleEndian.Uint32(b))) })
-	stepsInt64   = stepper(8, func(b []byte) int64 { return int64(binary.LittleEndian.Uint64(b)) })
-	stepsFP64    = stepper(8, func(b []byte) int64 { return ordered(int64(binary.LittleEndian.Uint64(b)), math.MinInt64) })
-
-	// The order of unsigned numbers is that of signed ones with the first bit
-	// the other way.
-	stepsUint64 = stepper(8, func(b []byte) int64 { return int64(binary.LittleEndian.Uint64(b) ^ 1<<63) })
-)
-
-// stepsFP32 is the same for FP32, faster.
-func stepsFP32(want, got []byte) (most uint64, differing int) {
-	var lowest, highest int64
-	n := len(want) / 4
-	want, got = want[:4*n], got[:4*n]
-	for i := range n {
-		a, b := binary.LittleEndian.Uint32(want[4*i:4*i+4]), binary.LittleEndian.Uint32(got[4*i:4*i+4])
-		if int32(a^b) < 0 { // of different signs, which is rare
-			most = max(most, uint64(a&^(1<<31))+uint64(b&^(1<<31)))
-			differing++
-			continue
-		}
-		d := int64(a) - int64(b)
-		if d != 0 {
+func stepsFP64(want, got []byte) (most uint64, differing int) {
+	for i := 0; i+8 <= len(want) && i+8 <= len(got); i += 8 {
+		a, b := int64(binary.LittleEndian.Uint64(want[i:i+8])), int64(binary.LittleEndian.Uint64(got[i:i+8]))
+		if a != b {
 			differing++
 		}
-		lowest, highest = min(lowest, d), max(highest, d)
+		x, y := ordered(a, math.MinInt64), ordered(b, math.MinInt64)
+		most = max(most, uint64(max(x, y))-uint64(min(x, y)))
 	}
-	return max(most, uint64(highest), uint64(-lowest)), differing
+	return most, differing
+}
+
+func stepsInt64(want, got []byte) (most uint64, differing int) {
+	for i := 0; i+8 <= len(want) && i+8 <= len(got); i += 8 {
+		a, b := int64(binary.LittleEndian.Uint64(want[i:i+8])), int64(binary.LittleEndian.Uint64(got[i:i+8]))
+		if a != b {
+			differing++
+		}
+		most = max(most, uint64(max(a, b))-uint64(min(a, b)))
+	}
+	return most, differing
+}
+
+func stepsUint64(want, got []byte) (most uint64, differing int) {
+	for i := 0; i+8 <= len(want) && i+8 <= len(got); i += 8 {
+		a, b := binary.LittleEndian.Uint64(want[i:i+8]), binary.LittleEndian.Uint64(got[i:i+8])
+		if a != b {
+			differing++
+		}
+		most = max(most, max(a, b)-min(a, b))
+	}
+	return most, differing
+}
+
+func distanceFP32(want, got uint32) uint64 {
+	x, y := ordered(int64(int32(want)), math.MinInt32), ordered(int64(int32(got)), math.MinInt32)
+	return uint64(max(x, y) - min(x, y))
 }
 
 // ordered maps the bits of a float to integers in the order of the floats.

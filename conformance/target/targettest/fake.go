@@ -22,7 +22,8 @@ import (
 type Server struct {
 	*httptest.Server
 
-	// Model computes an output row from an input row.
+	// Model computes an output row from an input row. It declares two numbers,
+	// and answers with as many as there are.
 	Model func(in []float32) []float32
 
 	// Misbehave, unless nil, is asked before each answer, with the number of
@@ -294,7 +295,7 @@ func (s *Server) compute(inputs []fakeTensor) (out fakeTensor, err error) {
 	for ; len(features) > 0; features = features[2:] {
 		values = append(values, s.Model(features[:2])...)
 	}
-	out = fakeTensor{Name: "probabilities", Datatype: "FP32", Shape: json.RawMessage(fmt.Sprintf("[%d,2]", len(values)/2))}
+	out = fakeTensor{Name: "probabilities", Datatype: "FP32", Shape: json.RawMessage(fmt.Sprintf("[%d,%d]", shape[0], len(values)/max(1, shape[0])))}
 	for _, v := range values {
 		out.bits = binary.LittleEndian.AppendUint32(out.bits, math.Float32bits(v))
 	}

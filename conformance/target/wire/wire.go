@@ -34,6 +34,14 @@ var evidence = []string{
 	"Azureml-Model-Deployment", "X-Amzn-Invoked-Production-Variant", "X-Vertex-Ai-Deployed-Model-Id",
 }
 
+var kept = func() map[string]bool {
+	m := map[string]bool{}
+	for _, name := range evidence {
+		m[name] = true
+	}
+	return m
+}()
+
 // Evidence lists the response headers that are kept, by canonical name. Beside a
 // Retry-After, Date is kept as well.
 func Evidence() []string { return slices.Clone(evidence) }
@@ -142,12 +150,12 @@ func (c *Client) Send(ctx context.Context, method, address string, header map[st
 		return fail("truncated", fmt.Errorf("status %d with an empty answer", resp.StatusCode))
 	}
 	x.Received, x.Status, x.Body = time.Now().UTC(), resp.StatusCode, body
-	for _, name := range evidence {
-		if v := resp.Header.Get(name); v != "" {
+	for name, values := range resp.Header {
+		if kept[name] && values[0] != "" {
 			if x.Header == nil {
 				x.Header = map[string]string{}
 			}
-			x.Header[name] = v
+			x.Header[name] = values[0]
 		}
 	}
 	// A Retry-After can be a date, which is by the server's clock.
