@@ -69,7 +69,7 @@ func (d Draft) Validate() error {
 	if err := d.Criteria.Validate(); err != nil {
 		return fmt.Errorf("draft: %w", err)
 	}
-	if !stats.Keeps(p.N, p.Allowed, p.Margin, p.Alpha) {
+	if t := d.Criteria.Text; (t == nil || t.Sampled == nil) && !stats.Keeps(p.N, p.Allowed, p.Margin, p.Alpha) {
 		return fmt.Errorf("draft: %d of %d allowed does not exclude a rate of %v with alpha %v", p.Allowed, p.N, p.Margin, p.Alpha)
 	}
 	return nil
@@ -215,18 +215,45 @@ func writeFile(name string, data []byte) error {
 	return os.Rename(f.Name(), name)
 }
 
-// PlanWords says in words what a plan claims, and what it can miss.
-func PlanWords(p attest.BinomialPlan) []string {
-	percent := func(x float64) string { return fmt.Sprintf("%.4g %%", 100*x) }
-	flips := fmt.Sprintf("at most %d of %d claim cases flip", p.Allowed, p.N)
-	if p.Allowed == 0 {
-		flips = fmt.Sprintf("none of %d claim cases flips", p.N)
+// PlanWords says in words what criteria claim, and what their plan can miss.
+// Clustered says that cases come in clusters, which the plan then counts.
+func PlanWords(c attest.Criteria, clustered bool) []string {
+	p := c.Plan
+	if c.Text != nil && c.Text.Sampled != nil {
+		return sampledPlan(c, nil, 0)
 	}
-	return []string{
+	percent := func(x float64) string { return fmt.Sprintf("%.4g %%", 100*x) }
+	what, each := "claim cases flip", "claim cases flips"
+	if clustered {
+		what, each = "clusters of claim cases have a decision that flips", "clusters of claim cases has a decision that flips"
+	}
+	flips := fmt.Sprintf("at most %d of %d %s", p.Allowed, p.N, what)
+	if p.Allowed == 0 {
+		flips = fmt.Sprintf("none of %d %s", p.N, each)
+	}
+	list := []string{
 		fmt.Sprintf("an environment is certified when %s", flips),
 		fmt.Sprintf("that excludes a flip rate of %s or more with %s confidence (alpha %s)", percent(p.Margin), percent(1-p.Alpha), stats.Format(p.Alpha)),
 		fmt.Sprintf("a flip rate of %s or more is refused with probability %s (beta %s)", percent(stats.Detectable(p.N, p.Allowed, p.Beta)), percent(1-p.Beta), stats.Format(p.Beta)),
 	}
+	for _, l := range c.Limits {
+		if l.Measure != attest.MeasureAccuracy {
+			continue
+		}
+		if need, err := stats.SmallestN(0, l.Margin, p.Alpha/2); err == nil {
+			list = append(list, fmt.Sprintf("and when accuracy is shown to fall by less than %s, which takes at least %d independent claim cases with a label", percent(l.Margin), need))
+		}
+	}
+	return list
+}
+
+// SuiteWords is [PlanWords] of a suite, with what its reference showed.
+func SuiteWords(s *Suite) []string {
+	if s.sampled() {
+		return sampledPlan(s.Criteria, s.Document.Reference.Sampled, len(s.Document.Accepted))
+	}
+	_, clustered := s.units()
+	return PlanWords(s.Criteria, clustered)
 }
 
 // draw takes claim cases at random from those that are not marked as border

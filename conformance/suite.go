@@ -55,6 +55,9 @@ type Candidate struct {
 	Label  string                     `json:"label,omitempty"`
 	Slice  map[string]string          `json:"slice,omitempty"`
 
+	// Cluster is shared by cases that are not independent of each other.
+	Cluster string `json:"cluster,omitempty"`
+
 	// Request is an object in the words of the protocol that is spoken to the
 	// reference. It does not name the model.
 	Request json.RawMessage `json:"request,omitempty"`
@@ -180,6 +183,7 @@ type RecordOptions struct {
 	Claim, Border      int
 	Criteria           attest.Criteria // Outputs[0].Decision is what border cases are near to
 	DataClassification string
+	Accepted           []AcceptedTarget // further references of sampled texts
 	Clock              func() time.Time
 	Progress           func(done int) // called after each request
 }
@@ -187,6 +191,13 @@ type RecordOptions struct {
 // Requests is how many requests Record makes, for progress.
 func (o RecordOptions) Requests() int {
 	again := 3
+	if o.Criteria.Text != nil && o.Criteria.Text.Sampled != nil && len(o.Candidates) > 0 {
+		n, err := choicesOf(*o.Criteria.Text.Sampled, string(o.Candidates[0].Request))
+		if err != nil {
+			n = 1
+		}
+		return o.Claim * (o.Criteria.Text.Sampled.Samples / n) * (1 + len(o.Accepted))
+	}
 	switch {
 	case o.Criteria.Text != nil:
 		again = 1
@@ -217,6 +228,12 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	d, err := tg.Describe(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the reference: %w", err)
+	}
+	if opt.Criteria.Text != nil && opt.Criteria.Text.Sampled != nil {
+		return recordSampled(ctx, tg, d, opt)
+	}
+	if len(opt.Accepted) > 0 {
+		return nil, errors.New("accepted references beside the first are of sampled texts")
 	}
 	if opt.Criteria.Text != nil {
 		return recordTexts(ctx, tg, d, opt)
@@ -531,11 +548,21 @@ func (s *Suite) check() error {
 		return err
 	}
 	p := s.Criteria.Plan
-	if !stats.Keeps(p.N, p.Allowed, p.Margin, p.Alpha) {
+	if !s.sampled() && !stats.Keeps(p.N, p.Allowed, p.Margin, p.Alpha) {
 		return fmt.Errorf("criteria: %d of %d allowed does not exclude a rate of %v with alpha %v", p.Allowed, p.N, p.Margin, p.Alpha)
 	}
-	if p.N != s.Document.Claim {
+	clusters, clustered := s.units()
+	switch {
+	case clustered && s.Criteria.Version < 4:
+		return errors.New("criteria: clusters of cases are of version 4")
+	case s.Closed() > 0 && p.N <= s.Document.Claim: // whose clusters are not known yet
+	case p.N != clusters && clustered:
+		return fmt.Errorf("criteria: the plan is for %d clusters and the suite has %d claim cases in %d: cases of one cluster count once", p.N, s.Document.Claim, clusters)
+	case p.N != clusters:
 		return fmt.Errorf("criteria: the plan is for %d cases and the suite has %d claim cases", p.N, s.Document.Claim)
+	}
+	if len(s.Document.Accepted) > 0 && !s.sampled() {
+		return errors.New("suite: accepted references beside the first are of sampled texts")
 	}
 	if s.ofTexts() != (s.Criteria.Text != nil) {
 		return errors.New("suite: criteria of texts are for a suite of texts, and those of outputs for one of tensors")
@@ -549,7 +576,7 @@ func (s *Suite) check() error {
 		}
 		last = c.ID
 		if isClosed(c) {
-			if c.Label != "" || len(c.Slice) > 0 {
+			if c.Label != "" || len(c.Slice) > 0 || c.Cluster != "" {
 				return fmt.Errorf("suite: sealed case %s says more than its digest", c.ID)
 			}
 			if err := digest.Digest(c.Sealed).Validate(); err != nil {
@@ -580,6 +607,9 @@ func (s *Suite) check() error {
 		return err
 	}
 	if err := s.attainable(); err != nil {
+		return err
+	}
+	if err := s.checkAccuracy(); err != nil {
 		return err
 	}
 	for _, c := range s.Criteria.Outputs {
@@ -623,6 +653,9 @@ func (s *Suite) question(c attest.Case, t attest.Target) (q target.Question, inp
 	q = target.Question{ID: c.ID, Model: t.Model, Version: t.Version}
 	if s.ofRequests() {
 		q.Request = json.RawMessage(s.Texts[c.ID].Request)
+	}
+	if s.sampled() {
+		q.Request = drawRequest(*s.Criteria.Text.Sampled, s.Texts[c.ID].Request, whoEnvironment, c.ID)
 	}
 	for _, i := range s.Document.Inputs {
 		inputs = append(inputs, s.Tensors[c.InputTensor(i.Name)])
