@@ -320,6 +320,9 @@ func (d Draft) Suite(cases []Candidate, opt SuiteOptions) (*Suite, error) {
 	if len(cases) == 0 {
 		return nil, errors.New("the draft has no cases")
 	}
+	if err := noClusters(cases, d.Criteria); err != nil {
+		return nil, err
+	}
 	p, err := protocolOf(opt.Target)
 	if err != nil {
 		return nil, err
@@ -393,15 +396,16 @@ func (d Draft) Suite(cases []Candidate, opt SuiteOptions) (*Suite, error) {
 	var chosen []given
 	var border map[string]bool
 	if nearest == "" {
-		chosen, border, err = draw(all, [32]byte(seed.Sum(nil)), s.Document.Claim, s.Document.Border, func(g given) (string, string, float64) { return g.ID, g.Stratum, g.distance })
+		chosen, border, err = drawUnits(all, [32]byte(seed.Sum(nil)), s.Document.Claim, s.Document.Border, func(g given) string { return g.Cluster }, func(g given) (string, string, float64) { return g.ID, g.Stratum, g.distance })
 	} else {
 		chosen, border, err = drawNearest(all, [32]byte(seed.Sum(nil)), s.Document.Claim, s.Document.Border, func(g given) (string, string, compare.Tensor) { return g.ID, g.Stratum, named(g.outputs, nearest) })
 	}
 	if err != nil {
 		return nil, err
 	}
+	s.Document.Claim = len(chosen) - len(border)
 	for _, g := range chosen {
-		c := attest.Case{ID: g.ID, Stratum: attest.StratumClaim, Label: g.Label, Slice: g.Slice, Request: string(digest.FromBytes(g.request))}
+		c := attest.Case{ID: g.ID, Stratum: attest.StratumClaim, Label: g.Label, Cluster: g.Cluster, Slice: g.Slice, Request: string(digest.FromBytes(g.request))}
 		if border[g.ID] {
 			c.Stratum = attest.StratumBorder
 		}

@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -289,6 +290,98 @@ func (s *Suite) checkAccuracy() error {
 	}
 	if float64(right) <= float64(margin*float64(cases)) {
 		return fmt.Errorf("suite: the reference is right in %d of %d cases with a label: with a margin of %s there is nothing it could lose", right, cases, stats.Format(margin))
+	}
+	return nil
+}
+
+// Clusters is how many clusters claim cases are in, those without one counting as
+// one each; 0 if no case names one.
+func Clusters(cases []attest.Case) int {
+	s := Suite{Cases: cases}
+	if n, clustered := s.units(); clustered {
+		return n
+	}
+	return 0
+}
+
+// ClustersOf is [Clusters] of what a suite is drawn from.
+func ClustersOf(list []Candidate) int {
+	var cases []attest.Case
+	for _, c := range list {
+		cases = append(cases, attest.Case{ID: c.ID, Stratum: cmp.Or(c.Stratum, attest.StratumClaim), Cluster: c.Cluster})
+	}
+	return Clusters(cases)
+}
+
+// drawUnits is [draw] for cases of which some come in clusters: so many clusters are
+// drawn, each with all its cases that are not marked as border cases, and a case
+// without one is its own. It tells what was drawn by stratum, as draw does.
+func drawUnits[T any](all []T, seed [32]byte, claim, border int, unit func(T) string, about func(T) (id, stratum string, distance float64)) ([]T, map[string]bool, error) {
+	type lot struct {
+		name  string
+		cases []T
+	}
+	var lots []*lot
+	byName := map[string]*lot{}
+	clustered := false
+	for _, t := range all {
+		id, stratum, _ := about(t)
+		name := unitOf(attest.Case{ID: id, Cluster: unit(t)})
+		clustered = clustered || unit(t) != ""
+		if stratum == attest.StratumBorder {
+			continue
+		}
+		if byName[name] == nil {
+			byName[name] = &lot{name: name}
+			lots = append(lots, byName[name])
+		}
+		byName[name].cases = append(byName[name].cases, t)
+	}
+	if !clustered {
+		return draw(all, seed, claim, border, about)
+	}
+	if len(lots) < claim {
+		return nil, nil, fmt.Errorf("%d clusters of claim cases are needed and there are %d; cases of one cluster count once", claim, len(lots))
+	}
+	drawn, _, err := draw(lots, seed, claim, 0, func(l *lot) (string, string, float64) { return l.name, "", 0 })
+	if err != nil {
+		return nil, nil, err
+	}
+	var chosen []T
+	taken := map[string]bool{}
+	for _, l := range drawn {
+		for _, t := range l.cases {
+			id, _, _ := about(t)
+			taken[id] = true
+		}
+		chosen = append(chosen, l.cases...)
+	}
+	rest := slices.DeleteFunc(slices.Clone(all), func(t T) bool {
+		id, _, _ := about(t)
+		return taken[id]
+	})
+	near, atBorder, err := draw(rest, seed, 0, border, about)
+	if err != nil {
+		return nil, nil, err
+	}
+	chosen = append(chosen, near...)
+	slices.SortFunc(chosen, func(a, b T) int {
+		idA, _, _ := about(a)
+		idB, _, _ := about(b)
+		return strings.Compare(idA, idB)
+	})
+	return chosen, atBorder, nil
+}
+
+// noClusters refuses clusters where they would not be counted as what they are.
+func noClusters(list []Candidate, criteria attest.Criteria) error {
+	switch {
+	case ClustersOf(list) == 0:
+		return nil
+	case criteria.Version < 4:
+		return fmt.Errorf("cases in clusters are of criteria of version 4, and these are of version %d", criteria.Version)
+	case nearestOf(criteria) != "":
+		return errors.New("cases in clusters cannot be judged by their nearest neighbours, which may be of their own cluster; leave cluster out")
 	}
 	return nil
 }

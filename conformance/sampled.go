@@ -385,7 +385,7 @@ func (j *judge) sampledTexts() {
 	s := &x.summary
 	*s = attest.SampledSummary{
 		Unit: c.Unit, Prefix: c.Prefix, Seeds: c.Seeds, Samples: c.Samples, Prompts: len(x.references[0].byPrompt),
-		Symbols: x.length - x.beyond, Beyond: x.beyond, Length: format(x.mean()), Drift: "0",
+		Symbols: x.length - x.beyond, Beyond: x.beyond, Length: format(x.mean()), Drift: "0", Unmet: format(stats.Detectable(plan.N, 0, plan.Beta)),
 		References: []attest.SampledReference{}, Finish: []attest.FinishCount{},
 	}
 	reasons := maps.Clone(x.finish)
@@ -494,6 +494,7 @@ func sampledPlan(c attest.Criteria, floor *attest.SampledFloor, accepted int) []
 		fmt.Sprintf("an environment is certified when the distance of its texts from %s is shown to be below %s", like, stats.Format(p.Margin)),
 		fmt.Sprintf("that is with %s confidence (alpha %s), over %d prompts with %d samples each; 0 is the same distribution, and %d nothing in common", percent(1-p.Alpha), stats.Format(p.Alpha), p.N, s.Samples, mostDistance),
 	}
+	list = append(list, fmt.Sprintf("a difference in fewer than %s of all prompts, however large, may not be met at all", percent(stats.Detectable(p.N, 0, p.Beta))))
 	if floor != nil {
 		list = append(list, fmt.Sprintf("a distance of %s or more is refused with probability %s (beta %s), as far as half of the reference's own samples say", stats.Format(floor.Unseen), percent(1-p.Beta), stats.Format(p.Beta)))
 		if floor.Upper >= p.Margin {

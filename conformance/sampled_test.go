@@ -98,8 +98,7 @@ func TestSampledTextsAreCertified(t *testing.T) {
 	}{
 		"characters":       {"", func(*attest.SampledCriteria) {}, drawnPrompts * drawnSamples},
 		"tokens":           {withLogprobs, asTokens, drawnPrompts * drawnSamples},
-		"choices":          {`,"n":4`, func(*attest.SampledCriteria) {}, drawnPrompts * drawnSamples / 4},
-		"stream":           {`,"stream":true`, func(*attest.SampledCriteria) {}, drawnPrompts * drawnSamples},
+		"streamed choices": {`,"n":4,"stream":true`, func(*attest.SampledCriteria) {}, drawnPrompts * drawnSamples / 4},
 		"a prefix":         {"", func(s *attest.SampledCriteria) { s.Prefix = 12 }, drawnPrompts * drawnSamples},
 		"no seeds":         {withLogprobs, func(s *attest.SampledCriteria) { s.Unit, s.Seeds = attest.UnitTokens, attest.SeedsNone }, drawnPrompts * drawnSamples},
 		"own temperatures": {`,"temperature":0.9`, func(s *attest.SampledCriteria) { s.Temperature = 0 }, drawnPrompts * drawnSamples},

@@ -212,7 +212,7 @@ func (o RecordOptions) Requests() int {
 const batchSize = 8
 
 // Record draws a suite from the candidates and records what the reference
-// answers: Claim cases at random (seeded by the candidates themselves, so
+// answers: Claim cases at random, or so many clusters of them (seeded by the candidates themselves, so
 // that it can be done again), and of the rest the Border ones that lie
 // nearest to the decision. Then it measures the reference's noise floor:
 // every case is asked again, with each input moved by one unit in the last
@@ -224,6 +224,9 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	}
 	if len(opt.Candidates) < opt.Claim+opt.Border {
 		return nil, fmt.Errorf("%d cases are asked for (%d claim, %d border) and the file has %d", opt.Claim+opt.Border, opt.Claim, opt.Border, len(opt.Candidates))
+	}
+	if err := noClusters(opt.Candidates, opt.Criteria); err != nil {
+		return nil, err
 	}
 	d, err := tg.Describe(ctx)
 	if err != nil {
@@ -313,16 +316,17 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	var chosen []asked
 	var border map[string]bool
 	if nearest == "" {
-		chosen, border, err = draw(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.distance })
+		chosen, border, err = drawUnits(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) string { return a.Cluster }, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.distance })
 	} else {
 		chosen, border, err = drawNearest(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, compare.Tensor) { return a.ID, a.Stratum, named(a.outputs, nearest) })
 	}
 	if err != nil {
 		return nil, err
 	}
+	s.Document.Claim, s.Document.Reference.Measured = len(chosen)-len(border), len(chosen)
 
 	for _, a := range chosen {
-		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Slice: a.Slice, Request: string(digest.FromBytes(a.request))}
+		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Cluster: a.Cluster, Slice: a.Slice, Request: string(digest.FromBytes(a.request))}
 		if border[a.ID] {
 			c.Stratum = attest.StratumBorder
 		}

@@ -681,17 +681,18 @@ func recordTexts(ctx context.Context, tg target.Target, d target.Description, op
 		seed.Write(a.request)
 		all = append(all, a)
 	}
-	chosen, border, err := draw(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.lead })
+	chosen, border, err := drawUnits(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) string { return a.Cluster }, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.lead })
 	if err != nil {
 		return nil, err
 	}
+	s.Document.Claim, s.Document.Reference.Measured = len(chosen)-len(border), len(chosen)
 	noise := s.Document.Reference.Noise
 	for _, name := range attest.NoiseOfTexts {
 		noise[name] = 0
 	}
 	changed := 0
 	for _, a := range chosen {
-		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Slice: maps.Clone(a.Slice), Request: string(digest.FromBytes(a.request))}
+		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Cluster: a.Cluster, Slice: maps.Clone(a.Slice), Request: string(digest.FromBytes(a.request))}
 		if border[a.ID] {
 			c.Stratum = attest.StratumBorder
 		}

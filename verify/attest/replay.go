@@ -312,6 +312,10 @@ type SampledSummary struct {
 	References []SampledReference `json:"references"` // the first, and those accepted beside it
 	Nearest    string             `json:"nearest"`    // of them, the one whose claim is best shown
 
+	// Unmet is a share of all prompts: a difference that is confined to fewer of them,
+	// however large, may have been in none of these (with probability beta or more).
+	Unmet string `json:"unmet"`
+
 	// Drift is the distance between the earlier and the later half of the
 	// environment's own samples, around 0 if it did not change meanwhile. It
 	// decides nothing.
