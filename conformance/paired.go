@@ -169,7 +169,7 @@ func (d decider) right(label string, choices []attest.TextChoice) bool {
 		if same, _, err := compare.JSON([]byte(said), []byte(label), 0); err == nil && same {
 			continue
 		}
-		if quoted, err := attest.Marshal(label); err != nil || string(quoted) != said {
+		if quoted, err := attest.Marshal([]string{label}); err != nil || string(quoted) != "["+said+"]" {
 			return false
 		}
 	}
