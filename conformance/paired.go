@@ -13,6 +13,15 @@ import (
 	"github.com/assay-dev/assay/verify/attest"
 )
 
+// resamplesOf is how many resamples a bootstrap of n clusters makes: fewer where so
+// many clusters take long, and say the same.
+func resamplesOf(n int, plan attest.BinomialPlan) int {
+	if n > 20_000 && plan.Alpha >= 0.01 {
+		return 499
+	}
+	return resamples
+}
+
 // unitOf names what a case is counted as by inference: its cluster, or itself.
 func unitOf(c attest.Case) string {
 	if c.Cluster != "" {
@@ -88,7 +97,7 @@ func (x *clusters) describe(j *judge) {
 		s.Cases, s.Largest = s.Cases+k.cases, max(s.Largest, k.cases)
 		sums, sizes = append(sums, float64(k.flips)), append(sizes, float64(k.cases))
 	}
-	t, err := stats.Clustered(sums, sizes, 1, plan.Margin, plan.Alpha, plan.Beta, resamples, stats.NewGenerator(string(j.r.PlanDigest), "flips by cluster"))
+	t, err := stats.Clustered(sums, sizes, 1, plan.Margin, plan.Alpha, plan.Beta, resamplesOf(len(sums), plan), stats.NewGenerator(string(j.r.PlanDigest), "flips by cluster"))
 	if err == nil {
 		s.FlipRate, s.Lower, s.Upper = format(t.Mean), format(max(0, t.Lower)), format(min(1, t.Upper))
 	}
@@ -228,7 +237,7 @@ func (a *accuracy) describe(j *judge) error {
 	}
 	s.Clusters = len(list)
 	s.Loss = format(float64(s.Worse-s.Better) / float64(s.Cases))
-	if t, err := stats.Clustered(sums, sizes, 1, plan.Margin, plan.Alpha, plan.Beta, resamples, stats.NewGenerator(string(j.r.PlanDigest), "accuracy")); err == nil {
+	if t, err := stats.Clustered(sums, sizes, 1, plan.Margin, plan.Alpha, plan.Beta, resamplesOf(len(sums), plan), stats.NewGenerator(string(j.r.PlanDigest), "accuracy")); err == nil {
 		s.Lower, s.Upper = format(max(-1, t.Lower)), format(min(1, t.Upper))
 	}
 	t, err := stats.McNemar(worse, better, len(list), plan.Alpha, plan.Beta)
@@ -242,8 +251,8 @@ func (a *accuracy) describe(j *judge) error {
 
 // loss tests a limit on the loss of accuracy.
 func (a *accuracy) loss(j *judge, margin float64) (stats.ClusterTest, error) {
-	plan := j.r.Suite.Criteria.Plan
-	return stats.AccuracyLoss(a.list(), margin, plan.Alpha, plan.Beta, resamples, stats.NewGenerator(string(j.r.PlanDigest), attest.MeasureAccuracy))
+	plan, list := j.r.Suite.Criteria.Plan, a.list()
+	return stats.AccuracyLoss(list, margin, plan.Alpha, plan.Beta, resamplesOf(len(list), plan), stats.NewGenerator(string(j.r.PlanDigest), attest.MeasureAccuracy))
 }
 
 // checkAccuracy says why a limit on the loss of accuracy could not be shown, or
