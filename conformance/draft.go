@@ -35,6 +35,10 @@ type Draft struct {
 	Border             int             `json:"border"`
 	Criteria           attest.Criteria `json:"criteria"`
 
+	// ClusterBy is the key of the slice whose value is the cluster of a case that
+	// names none; "" if there is none.
+	ClusterBy string `json:"clusterBy,omitempty"`
+
 	// Added says where the cases come from, and what was left behind there.
 	Added []Added `json:"added"`
 }
@@ -130,6 +134,9 @@ func OpenDraft(dir string) (Draft, []Candidate, error) {
 func AddCases(dir string, cases []Candidate, added Added) (Draft, []Candidate, error) {
 	d, all, err := OpenDraft(dir)
 	if err != nil {
+		return d, nil, err
+	}
+	if err := ClusterBy(cases, d.ClusterBy); err != nil {
 		return d, nil, err
 	}
 	all = append(all, cases...)

@@ -322,6 +322,21 @@ func ClustersOf(list []Candidate) int {
 	return Clusters(cases)
 }
 
+// ClusterBy puts cases that name no cluster into that of their slice of a key; every
+// one of them has to have it. With no key nothing is changed.
+func ClusterBy(list []Candidate, by string) error {
+	for i := range list {
+		c := &list[i]
+		if by == "" || c.Cluster != "" {
+			continue
+		}
+		if c.Cluster = c.Slice[by]; c.Cluster == "" {
+			return fmt.Errorf("case %s has no slice %s, which is to be its cluster: give it one, or a cluster", c.ID, by)
+		}
+	}
+	return nil
+}
+
 // drawUnits is [draw] for cases of which some come in clusters: so many clusters are
 // drawn, each with all its cases that are not marked as border cases, and a case
 // without one is its own. It tells what was drawn by stratum, as draw does.

@@ -53,12 +53,13 @@ type criteriaFlags struct {
 	prompts, samples, prefix  int
 	temperature               float64
 	seeds, unit               string
+	clusterBy                 string
 	nearest                   bool
 	top                       int
 }
 
 // criteriaNames are the flags, all of which a draft stands for.
-var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie", "nearest", "top-k", "prompts", "samples", "temperature", "seeds", "unit", "prefix"}
+var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie", "nearest", "top-k", "prompts", "samples", "temperature", "seeds", "unit", "prefix", "cluster-by"}
 
 func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
@@ -81,6 +82,7 @@ func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.decide, "decide", "", "the cases are requests, and this must not flip in the texts of the answers: "+strings.Join(attest.TextDecisions, ", "))
 	f.StringVar(&o.answer, "answer", "", "for extracted-answer: a regular expression (RE2) with one group, which is the answer; the last match counts")
 	f.StringVar(&o.answerAt, "answer-at", "", "for extracted-answer: the JSON Pointer of the answer in a text that is JSON")
+	f.StringVar(&o.clusterBy, "cluster-by", "", "cases with the same value of this slice are not independent of each other: they are drawn and counted together (a case may also name its cluster)")
 	f.IntVar(&o.prompts, "prompts", 40, "of sampled-text: how many prompts to draw from the cases")
 	f.IntVar(&o.samples, "samples", 8, "of sampled-text: how many texts to draw for each prompt, from each reference and from the environment")
 	f.Float64Var(&o.temperature, "temperature", 0, "of sampled-text: the temperature of every request (default: what each says)")
@@ -156,6 +158,9 @@ func (o *criteriaFlags) sampled(f *pflag.FlagSet) (attest.Criteria, error) {
 		if f.Changed(name) {
 			return attest.Criteria{}, usagef("--%s is of decisions, and no text that is drawn at random is one", name)
 		}
+	}
+	if o.clusterBy != "" {
+		return attest.Criteria{}, usagef("--cluster-by: each prompt of sampled texts is a cluster of its own")
 	}
 	if f.Changed("border") && o.border != 0 {
 		return attest.Criteria{}, usagef("--border: no text that is drawn at random is near to a decision")
@@ -272,7 +277,9 @@ func (o *suiteOptions) sources(f *pflag.FlagSet) (cases []conformance.Candidate,
 		return nil, c, 0, "", remedy(err, "name the file with --cases")
 	}
 	defer file.Close()
-	cases, err = conformance.ReadCandidates(file)
+	if cases, err = conformance.ReadCandidates(file); err == nil {
+		err = conformance.ClusterBy(cases, o.clusterBy)
+	}
 	return cases, c, o.border, o.classification, err
 }
 

@@ -30,7 +30,9 @@ suite record --draft'), or, if all cases bring their golden outputs, the draft i
 pushed as it is ('assay suite push').
 
 The defaults: no more than 1 % of decisions may differ, with 95 % confidence, and
-no flip is allowed. With --allowed 2 or 3 an environment is less often refused
+no flip is allowed. Cases that are not independent of each other, such as questions
+about one document, belong into one cluster (--cluster-by, or "cluster" beside a
+case): the claim is then about clusters. With --allowed 2 or 3 an environment is less often refused
 for one unlucky case, and needs more cases.`,
 		Example: "  assay suite new draft --labels decline,approve --threshold 0.5 --classification synthetic --margin 0.01",
 		Args:    cobra.ExactArgs(1),
@@ -42,7 +44,7 @@ for one unlucky case, and needs more cases.`,
 			if name == "" {
 				name = filepath.Base(filepath.Clean(args[0]))
 			}
-			d := conformance.Draft{Version: 1, Name: name, DataClassification: o.classification, Border: o.border, Criteria: criteria}
+			d := conformance.Draft{Version: 1, Name: name, DataClassification: o.classification, Border: o.border, Criteria: criteria, ClusterBy: o.clusterBy}
 			if err := conformance.CreateDraft(args[0], d); err != nil {
 				return err
 			}
