@@ -291,8 +291,8 @@ func TestAcceptedReferences(t *testing.T) {
 		}
 		// One of three chances is at a third of alpha.
 		for _, x := range r.Sampled.References {
-			if x.Name == nearest && r.Power.UpperBound != x.Upper {
-				t.Errorf("%q: bound %s, and that of the nearest is %s", fault, r.Power.UpperBound, x.Upper)
+			if h := r.Gates[2].Hypotheses[0]; x.Name == nearest && (r.Power.UpperBound != x.Upper || math.Abs(number(h.P)-3*number(x.P)) > 1e-9) {
+				t.Errorf("%q: bound %s and p %s, and those of the nearest are %s and %s", fault, r.Power.UpperBound, h.P, x.Upper, x.P)
 			}
 		}
 	}

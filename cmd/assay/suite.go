@@ -214,7 +214,7 @@ flip allowed it takes 299 to exclude a flip rate of 1 % with 95 % confidence.
 Border cases are those nearest to the decision: they detect, and enter no rate.
 
 The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
-"shape":[…], "data":[…]}}, "label":…, "slice":{…}}. For texts (--decide) it has, in
+"shape":[…], "data":[…]}}, "label":…, "slice":{…}, "cluster":…}. For texts (--decide) it has, in
 the place of the inputs, "request": what is asked in the words of the protocol,
 without the model. It is kept and sent as it was written. Numbers become the
 nearest of their type; "outputs" that come with a case have to be what the
