@@ -383,6 +383,18 @@ func measureOf(r attest.Report, name string) attest.Metric {
 	return r.Metrics[i]
 }
 
+// A case with two decisions that flip is one case.
+func TestClustersCountCasesOnce(t *testing.T) {
+	x := newClusters(1)
+	one, two := attest.Case{ID: "1", Cluster: "a"}, attest.Case{ID: "2", Cluster: "a"}
+	for _, c := range []attest.Case{one, one, two} {
+		x.flip(c)
+	}
+	if k := x.of(one); k.flips != 2 {
+		t.Errorf("%d cases flip, and there are two", k.flips)
+	}
+}
+
 // Clusters are drawn as wholes, in an order that follows from the seed alone, and
 // border cases are none of theirs.
 func TestDrawUnits(t *testing.T) {

@@ -148,6 +148,13 @@ func TestSampledTextsThatDiffer(t *testing.T) {
 	if r.Verdict != attest.Rejected {
 		t.Errorf("a canary: %s: %v", r.Verdict, r.Reasons)
 	}
+	// Near the margin nothing is shown, either way.
+	criteria := drawnCriteria()
+	criteria.Plan.Margin = 0.16
+	r = judged(t, newDrawnBench(t, "", criteria).replay(always("hot")))
+	if r.Verdict != attest.Inconclusive || !strings.Contains(r.Reasons[0], "it is not shown that the distance of sampled texts from the reference is within 0.16") {
+		t.Errorf("near the margin: %s: %v", r.Verdict, r.Reasons)
+	}
 	// A difference that is shown, and lies within the margin, is certified: the claim
 	// is equivalence with a margin.
 	b = newDrawnBench(t, withLogprobs, drawnCriteria(asTokens))

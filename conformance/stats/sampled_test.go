@@ -144,5 +144,10 @@ func TestAlike(t *testing.T) {
 	if UpperBound(half, runs, 0.001) < 0.9 {
 		t.Errorf("%d of %d copies of a half are seen", half, runs)
 	}
+	// Where nothing varies every way to deal them out is as near, and as far.
+	same := [][]int32{{1}, {1}, {1}}
+	if m, err := MMD([]Samples{{same, same}}, 99, NewGenerator("ties")); err != nil || m.Alike != 1 || m.P != 1 {
+		t.Errorf("without variation: %+v, %v", m, err)
+	}
 	t.Logf("alike: %d of draws, %d of copies, %d of copies of a half, of %d", honest, all, half, runs)
 }
