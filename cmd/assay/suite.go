@@ -92,7 +92,7 @@ func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.Float64Var(&o.tie, "tie", 1e-3, "of texts: the lead in log probability up to which two tokens are equally likely, so that a border case that flips there is a tie")
 }
 
-// criteria computes how many claim cases the claim needs.
+// criteria computes how many claim cases the claims need.
 func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 	if o.decide == attest.DecideSampled {
 		return o.sampled(f)
@@ -142,7 +142,22 @@ func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 		criteria.Outputs = []attest.OutputCriteria{}
 		criteria.Text = &attest.TextCriteria{Decision: o.decide, Pattern: o.answer, Pointer: o.answerAt, Tie: o.tie}
 	}
-	return o.limited(criteria)
+	criteria, err = o.limited(criteria)
+	if err != nil {
+		return criteria, err
+	}
+	// As many cases as the claim on accuracy takes, too, if all have labels.
+	for _, l := range criteria.Limits {
+		if l.Measure != attest.MeasureAccuracy {
+			continue
+		}
+		need, err := stats.SmallestN(0, l.Margin, o.alpha/2)
+		if err != nil {
+			return criteria, usagef("--limit %s: %w", l.Measure, err)
+		}
+		criteria.Plan.N = max(criteria.Plan.N, need)
+	}
+	return criteria, nil
 }
 
 // sampledNames are the flags of texts that are drawn at random.
