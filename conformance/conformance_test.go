@@ -101,11 +101,16 @@ func everyBit() string {
 			return math.Sqrt(sum)
 		})
 		mmd, err5 := stats.MMD([]stats.Samples{{Want: [][]int32{{1, 2, 3}, {1, 2}}, Got: [][]int32{{2, int32(round)}, {1, 3}}}}, 99, stats.NewGenerator("bits", fmt.Sprint(round)))
-		if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+		ones := make([]float64, len(x))
+		for i := range ones {
+			ones[i] = float64(1 + i%3)
+		}
+		c, err6 := stats.Clustered(x, ones, 2, 0.3, 0.05, 0.2, 199, stats.NewGenerator("bits", fmt.Sprint(round)))
+		if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
 			panic(err)
 		}
 		for _, v := range []float64{d.MaxAbs, d.MaxScaled, d.Error, d.SquaredError, d.SquaredGot, d.Product, d.Cosine(), d.SNR(), long.SquaredError, long.SquaredWant, long.Product, long.MaxScaled, pq.KL, pq.JS, pq.Hellinger, e.Cosine, e.Norm,
-			m.Mean, m.StandardError, m.Upper, m.P, m.Unseen, b.Lower, b.Upper, mmd.Distance, mmd.P} {
+			m.Mean, m.StandardError, m.Upper, m.P, m.Unseen, b.Lower, b.Upper, mmd.Distance, mmd.P, mmd.Alike, c.Mean, c.StandardError, c.Lower, c.Upper, c.P, c.Beyond, c.Unseen} {
 			fmt.Fprintf(&out, "%016x\n", math.Float64bits(v))
 		}
 	}

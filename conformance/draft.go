@@ -35,6 +35,10 @@ type Draft struct {
 	Border             int             `json:"border"`
 	Criteria           attest.Criteria `json:"criteria"`
 
+	// ClusterBy is the key of the slice whose value is the cluster of a case that
+	// names none; "" if there is none.
+	ClusterBy string `json:"clusterBy,omitempty"`
+
 	// Added says where the cases come from, and what was left behind there.
 	Added []Added `json:"added"`
 }
@@ -69,7 +73,7 @@ func (d Draft) Validate() error {
 	if err := d.Criteria.Validate(); err != nil {
 		return fmt.Errorf("draft: %w", err)
 	}
-	if !stats.Keeps(p.N, p.Allowed, p.Margin, p.Alpha) {
+	if t := d.Criteria.Text; (t == nil || t.Sampled == nil) && !stats.Keeps(p.N, p.Allowed, p.Margin, p.Alpha) {
 		return fmt.Errorf("draft: %d of %d allowed does not exclude a rate of %v with alpha %v", p.Allowed, p.N, p.Margin, p.Alpha)
 	}
 	return nil
@@ -130,6 +134,9 @@ func OpenDraft(dir string) (Draft, []Candidate, error) {
 func AddCases(dir string, cases []Candidate, added Added) (Draft, []Candidate, error) {
 	d, all, err := OpenDraft(dir)
 	if err != nil {
+		return d, nil, err
+	}
+	if err := ClusterBy(cases, d.ClusterBy); err != nil {
 		return d, nil, err
 	}
 	all = append(all, cases...)
@@ -215,18 +222,45 @@ func writeFile(name string, data []byte) error {
 	return os.Rename(f.Name(), name)
 }
 
-// PlanWords says in words what a plan claims, and what it can miss.
-func PlanWords(p attest.BinomialPlan) []string {
-	percent := func(x float64) string { return fmt.Sprintf("%.4g %%", 100*x) }
-	flips := fmt.Sprintf("at most %d of %d claim cases flip", p.Allowed, p.N)
-	if p.Allowed == 0 {
-		flips = fmt.Sprintf("none of %d claim cases flips", p.N)
+// PlanWords says in words what criteria claim, and what their plan can miss.
+// Clustered says that cases come in clusters, which the plan then counts.
+func PlanWords(c attest.Criteria, clustered bool) []string {
+	p := c.Plan
+	if c.Text != nil && c.Text.Sampled != nil {
+		return sampledPlan(c, nil, 0)
 	}
-	return []string{
+	percent := func(x float64) string { return fmt.Sprintf("%.4g %%", 100*x) }
+	what, each := "claim cases flip", "claim cases flips"
+	if clustered {
+		what, each = "clusters of claim cases have a decision that flips", "clusters of claim cases has a decision that flips"
+	}
+	flips := fmt.Sprintf("at most %d of %d %s", p.Allowed, p.N, what)
+	if p.Allowed == 0 {
+		flips = fmt.Sprintf("none of %d %s", p.N, each)
+	}
+	list := []string{
 		fmt.Sprintf("an environment is certified when %s", flips),
 		fmt.Sprintf("that excludes a flip rate of %s or more with %s confidence (alpha %s)", percent(p.Margin), percent(1-p.Alpha), stats.Format(p.Alpha)),
 		fmt.Sprintf("a flip rate of %s or more is refused with probability %s (beta %s)", percent(stats.Detectable(p.N, p.Allowed, p.Beta)), percent(1-p.Beta), stats.Format(p.Beta)),
 	}
+	for _, l := range c.Limits {
+		if l.Measure != attest.MeasureAccuracy {
+			continue
+		}
+		if need, err := stats.SmallestN(0, l.Margin, p.Alpha/2); err == nil {
+			list = append(list, fmt.Sprintf("and when accuracy is shown to fall by less than %s, which takes at least %d independent claim cases with a label", percent(l.Margin), need))
+		}
+	}
+	return list
+}
+
+// SuiteWords is [PlanWords] of a suite, with what its reference showed.
+func SuiteWords(s *Suite) []string {
+	if s.sampled() {
+		return sampledPlan(s.Criteria, s.Document.Reference.Sampled, len(s.Document.Accepted))
+	}
+	_, clustered := s.units()
+	return PlanWords(s.Criteria, clustered)
 }
 
 // draw takes claim cases at random from those that are not marked as border
@@ -292,6 +326,9 @@ type SuiteOptions struct {
 func (d Draft) Suite(cases []Candidate, opt SuiteOptions) (*Suite, error) {
 	if len(cases) == 0 {
 		return nil, errors.New("the draft has no cases")
+	}
+	if err := noClusters(cases, d.Criteria); err != nil {
+		return nil, err
 	}
 	p, err := protocolOf(opt.Target)
 	if err != nil {
@@ -366,15 +403,16 @@ func (d Draft) Suite(cases []Candidate, opt SuiteOptions) (*Suite, error) {
 	var chosen []given
 	var border map[string]bool
 	if nearest == "" {
-		chosen, border, err = draw(all, [32]byte(seed.Sum(nil)), s.Document.Claim, s.Document.Border, func(g given) (string, string, float64) { return g.ID, g.Stratum, g.distance })
+		chosen, border, err = drawUnits(all, [32]byte(seed.Sum(nil)), s.Document.Claim, s.Document.Border, func(g given) string { return g.Cluster }, func(g given) (string, string, float64) { return g.ID, g.Stratum, g.distance })
 	} else {
 		chosen, border, err = drawNearest(all, [32]byte(seed.Sum(nil)), s.Document.Claim, s.Document.Border, func(g given) (string, string, compare.Tensor) { return g.ID, g.Stratum, named(g.outputs, nearest) })
 	}
 	if err != nil {
 		return nil, err
 	}
+	s.Document.Claim = len(chosen) - len(border)
 	for _, g := range chosen {
-		c := attest.Case{ID: g.ID, Stratum: attest.StratumClaim, Label: g.Label, Slice: g.Slice, Request: string(digest.FromBytes(g.request))}
+		c := attest.Case{ID: g.ID, Stratum: attest.StratumClaim, Label: g.Label, Cluster: g.Cluster, Slice: g.Slice, Request: string(digest.FromBytes(g.request))}
 		if border[g.ID] {
 			c.Stratum = attest.StratumBorder
 		}

@@ -30,10 +30,19 @@ func format(x float64) string {
 type limit struct {
 	attest.Limit
 	values []float64
+	units  []string // of each, if cases come in clusters
 
 	// Of a limit on delays: answers that came, those of them within the margin,
 	// and those that have no such delay, because they are of one token.
 	answers, fast, without int
+}
+
+// take takes up a number of a claim case.
+func (j *judge) take(l *limit, c attest.Case, x float64) {
+	l.values = append(l.values, x)
+	if j.clusters != nil {
+		l.units = append(l.units, unitOf(c))
+	}
 }
 
 // delayed says what a limit on delays is about, or "" if it is on something else.
@@ -139,9 +148,13 @@ func (j *judge) gates() error {
 	if j.noisy {
 		noisy = 1
 	}
-	if j.texts == nil {
+	switch {
+	case j.sampling != nil:
+		numerics.Name = "texts"
+		exact(1, &numerics, "prompts of another number of tokens", j.texts.prompts, all)
+	case j.texts == nil:
 		exact(1, &numerics, "outputs that are noisier than the reference", noisy, len(j.numerics))
-	} else {
+	default:
 		numerics.Name = "texts"
 		exact(1, &numerics, "decisions that change more often than the reference's when asked again", noisy, r.Probes.Used)
 		exact(1, &numerics, "prompts of another number of tokens", j.texts.prompts, all)
@@ -169,11 +182,27 @@ func (j *judge) gates() error {
 			}
 			continue
 		}
+		if l.Measure == attest.MeasureAccuracy {
+			t, err := j.accuracy.loss(j, l.Margin)
+			if err != nil {
+				j.fallsShort("%s cannot be judged: %v", name, err)
+				exact(2, &decisions, name, 1, len(j.accuracy.byUnit))
+				continue
+			}
+			estimated(2, &decisions, name, format(t.Mean), t.Plan, t.Upper, t.P)
+			switch {
+			case t.Beyond <= shown:
+				j.differs("accuracy falls by %s of the cases that have a label, less than %s is allowed", format(t.Mean), format(l.Margin))
+			case !t.Passed:
+				j.fallsShort("it is not shown that accuracy falls by less than %s: it falls by %s, and by up to %s with %s confidence", format(l.Margin), format(t.Mean), format(t.Upper), percent(1-plan.Alpha))
+			}
+			continue
+		}
 		test := stats.NonInferiority
 		if l.Measure == attest.MeasureBias {
 			test = stats.Equivalence
 		}
-		m, err := test(l.values, l.Margin, plan.Alpha, plan.Beta)
+		m, err := test(j.means(l), l.Margin, plan.Alpha, plan.Beta)
 		if err != nil {
 			j.fallsShort("%s cannot be judged: %v", name, err)
 			exact(1, &numerics, name, 1, len(l.values))
@@ -191,9 +220,21 @@ func (j *judge) gates() error {
 			j.fallsShort("it is not shown that the %s is within %s: it is %s, and up to %s with %s confidence", name, format(l.Margin), format(m.Mean), format(bound), percent(1-plan.Alpha))
 		}
 	}
-	answered := max(0, c.Claim-(c.Missing+c.Failed+c.Wrong+c.Damaged))
-	estimated(2, &decisions, "decision flips", fmt.Sprint(j.flipped), stats.BinomialPlan(answered, min(plan.Allowed, answered), plan.Margin, plan.Alpha, plan.Beta),
-		stats.UpperBound(j.flipped, answered, plan.Alpha), stats.RateP(j.flipped, answered, plan.Margin))
+	if x := j.sampling; x != nil {
+		decisions.Name = "distributions"
+		name := "distance of sampled texts from " + x.name()
+		if x.err != nil {
+			exact(2, &decisions, name, 1, len(x.byPrompt))
+		} else {
+			estimated(2, &decisions, name, format(x.test.Mean), x.test.Plan, x.test.Upper, x.p)
+		}
+		alike := boolInt(x.alike != "")
+		exact(2, &decisions, "texts that were not drawn anew", alike, len(x.byPrompt))
+	} else {
+		answered, flipped, _ := j.units()
+		estimated(2, &decisions, j.flipsName(), fmt.Sprint(flipped), stats.BinomialPlan(answered, min(plan.Allowed, answered), plan.Margin, plan.Alpha, plan.Beta),
+			stats.UpperBound(flipped, answered, plan.Alpha), stats.RateP(flipped, answered, plan.Margin))
+	}
 	if c.Border > 0 {
 		exact(2, &decisions, "border cases that flip", r.Border.Flips, c.Border)
 	}

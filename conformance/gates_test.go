@@ -310,7 +310,7 @@ func TestCriteriaOfVersionTwo(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*attest.Criteria){
-		"version 4": func(c *attest.Criteria) { c.Version = 4 }, "noise in version 1": func(c *attest.Criteria) { c.Version = 1 },
+		"version 5": func(c *attest.Criteria) { c.Version = 5 }, "noise in version 1": func(c *attest.Criteria) { c.Version = 1 },
 		"no ratio": func(c *attest.Criteria) { c.Noise = nil }, "a ratio below one": func(c *attest.Criteria) { c.Noise.Ratio = 0.5 },
 		"unknown measure": func(c *attest.Criteria) { c.Limits = []attest.Limit{{Measure: "vibes", Output: "x", Margin: 1}} },
 		"no margin":       func(c *attest.Criteria) { c.Limits = []attest.Limit{{Measure: attest.MeasureBias, Output: "x"}} },

@@ -29,8 +29,15 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 	"plain":      plainMetrics,
 	"complement": func(beta string) string { return typeset(complement(beta)) },
 	"micros":     micros,
-	"budgets":    func(t *attest.Traffic) string { return budgets(*t) },
-	"errorPlot":  errorPlot, "turnPlot": turnPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot, "pacePlots": pacePlots,
+	"accuracy": func(a *attest.AccuracySummary, p attest.OperatingCharacteristics) []string {
+		return accuracyWords(*a, p.Alpha, p.Beta)
+	},
+	"clusters": func(c *attest.ClusterSummary, p attest.OperatingCharacteristics) string {
+		return clusterWords(*c, p.Alpha)
+	},
+	"reference": referenceName,
+	"budgets":   func(t *attest.Traffic) string { return budgets(*t) },
+	"errorPlot": errorPlot, "turnPlot": turnPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot, "pacePlots": pacePlots,
 }).Parse(pageText))
 
 // short renders a number with three digits; the document has them all. Counts

@@ -70,6 +70,17 @@ func Judge(r *Replayed) (attest.Report, error) {
 			return attest.Report{}, err
 		}
 	}
+	if r.Suite.sampled() {
+		if j.sampling, err = newSampling(r.Suite); err != nil {
+			return attest.Report{}, err
+		}
+	}
+	if n, clustered := r.Suite.units(); clustered && j.sampling == nil {
+		j.clusters = newClusters(n)
+	}
+	if labelled(r.Suite.Criteria) {
+		j.accuracy = newAccuracy()
+	}
 	for _, l := range r.Suite.Criteria.Limits {
 		j.limits = append(j.limits, &limit{Limit: l})
 	}
@@ -91,7 +102,9 @@ func Judge(r *Replayed) (attest.Report, error) {
 	if err := j.traffic(); err != nil {
 		return attest.Report{}, err
 	}
-	j.cases(observed)
+	if err := j.cases(observed); err != nil {
+		return attest.Report{}, err
+	}
 	if err := j.conclude(); err != nil {
 		return attest.Report{}, err
 	}
@@ -118,6 +131,12 @@ type judge struct {
 	gated     bool       // all gates passed
 	planned   map[string]bool
 	texts     *texts // of a suite of texts
+
+	// The rest is of criteria of version 4.
+	sampling *sampling // of texts that are drawn at random
+	clusters *clusters // of claim cases, if they come in some
+	accuracy *accuracy // of decisions that labels can be held against
+	right    bool      // what was last decided is what the label says
 
 	against []string // it differs
 	short   []string // the evidence does not reach
@@ -205,7 +224,7 @@ func equal(a, b attest.Resource) bool {
 }
 
 // cases looks at each case, in the suite's order.
-func (j *judge) cases(byCase map[string][]*attest.Observation) {
+func (j *judge) cases(byCase map[string][]*attest.Observation) error {
 	count := &j.report.Cases
 	for _, c := range j.r.Suite.Cases {
 		if c.Stratum == attest.StratumBorder {
@@ -213,30 +232,13 @@ func (j *judge) cases(byCase map[string][]*attest.Observation) {
 		} else {
 			count.Claim++
 		}
-		list := byCase[c.ID]
+		compared := count.Compared
+		j.right = false
+		j.attempts(c, byCase[c.ID])
 		delete(byCase, c.ID)
-		slices.SortStableFunc(list, func(a, b *attest.Observation) int { return cmp.Compare(a.Attempt, b.Attempt) })
-		if len(list) == 0 {
-			count.Missing++
-			continue
+		if err := j.count(c, count.Compared > compared); err != nil {
+			return err
 		}
-		if len(list) > 1 {
-			count.Retried++
-		}
-		interrupted := 0
-		for j.second() && interrupted < len(list)-1 && list[interrupted].Error != nil && list[interrupted].Error.Class == attest.Interrupted {
-			interrupted++
-		}
-		if interrupted > 0 {
-			count.Interrupted++
-		}
-		request, err := requestDigest(j.r.Suite, j.protocol, c, j.r.Plan.Target)
-		if err := errors.Join(err, whole(request, list)); err != nil {
-			count.Damaged++
-			j.example(c.ID, "damaged record", err.Error())
-			continue
-		}
-		j.first(c, list[interrupted])
 	}
 	for key := range byCase {
 		if kind, id, isProbe := strings.Cut(key, "/"); isProbe && j.planned[kind+"/"+id] {
@@ -247,6 +249,58 @@ func (j *judge) cases(byCase map[string][]*attest.Observation) {
 		count.Damaged++
 		j.example(id, "damaged record", "there is no such case")
 	}
+	return nil
+}
+
+// count takes up what became of a claim case as inference counts it.
+func (j *judge) count(c attest.Case, compared bool) error {
+	if c.Stratum != attest.StratumClaim {
+		return nil
+	}
+	if j.clusters != nil {
+		k := j.clusters.of(c)
+		k.cases++
+		k.compared += boolInt(compared)
+	}
+	if j.accuracy == nil {
+		return nil
+	}
+	var d decider
+	if j.texts != nil {
+		d = j.texts.decider
+	}
+	reference, known, err := j.r.Suite.rightOf(c, d)
+	if known {
+		j.accuracy.add(c, reference, compared && j.right, compared)
+	}
+	return err
+}
+
+// attempts looks at what was observed of a case.
+func (j *judge) attempts(c attest.Case, list []*attest.Observation) {
+	count := &j.report.Cases
+	slices.SortStableFunc(list, func(a, b *attest.Observation) int { return cmp.Compare(a.Attempt, b.Attempt) })
+	if len(list) == 0 {
+		count.Missing++
+		return
+	}
+	if len(list) > 1 {
+		count.Retried++
+	}
+	interrupted := 0
+	for j.second() && interrupted < len(list)-1 && list[interrupted].Error != nil && list[interrupted].Error.Class == attest.Interrupted {
+		interrupted++
+	}
+	if interrupted > 0 {
+		count.Interrupted++
+	}
+	request, err := requestDigest(j.r.Suite, j.protocol, c, j.r.Plan.Target)
+	if err := errors.Join(err, whole(request, list)); err != nil {
+		count.Damaged++
+		j.example(c.ID, "damaged record", err.Error())
+		return
+	}
+	j.first(c, list[interrupted])
 }
 
 // whole checks that the attempts at a case hold together.
@@ -330,7 +384,7 @@ func (j *judge) first(c attest.Case, o *attest.Observation) {
 					j.wrong(c, "not-comparable", err.Error())
 					return
 				}
-				l.values = append(l.values, x)
+				j.take(l, c, x)
 			}
 		}
 		s := &j.numerics[n]
@@ -349,7 +403,7 @@ func (j *judge) first(c attest.Case, o *attest.Observation) {
 		s.scores(golden[i], a.Outputs[i])
 		s.total.Add(&d)
 	}
-	for _, n := range j.numerics {
+	for i, n := range j.numerics {
 		if n.embeddings != nil {
 			j.nearest(c, n)
 			continue
@@ -361,6 +415,9 @@ func (j *judge) first(c attest.Case, o *attest.Observation) {
 			return
 		}
 		j.decision(c, n, want, got)
+		if i == 0 && c.Label != "" {
+			j.right = got.says(n.criteria.Decision, c.Label)
+		}
 	}
 	j.report.Cases.Compared++
 }
@@ -445,6 +502,9 @@ func (j *judge) decided(c attest.Case, flip, tie bool, from, to, detail string) 
 	}
 	if flip {
 		j.flipped++
+		if j.clusters != nil {
+			j.clusters.flip(c)
+		}
 		j.flips[[2]string{from, to}]++
 		j.example(c.ID, "decision flips", detail)
 	}
@@ -480,18 +540,33 @@ func (j *judge) conclude() error {
 		exceeding += n.summary.Exceeding
 		r.Numerics = append(r.Numerics, n.summary)
 	}
-	if j.texts != nil {
+	switch {
+	case j.sampling != nil:
+		j.sampledTexts()
+		j.decideSampled()
+	case j.texts != nil:
 		j.texts.describe(j)
 	}
+	if j.clusters != nil {
+		j.clusters.describe(j)
+	}
+	if j.accuracy != nil && j.accuracy.summary.Cases > 0 {
+		if err := j.accuracy.describe(j); err != nil {
+			return err
+		}
+	}
 	c := r.Cases
-	answered := c.Claim - (c.Missing + c.Failed + c.Wrong + c.Damaged)
-	bound := stats.UpperBound(j.flipped, max(answered, 0), plan.Alpha)
+	answered, flipped, claims := j.units()
+	bound := stats.UpperBound(flipped, answered, plan.Alpha)
 
 	if c.Damaged > 0 && len(j.against) == 0 {
 		j.differs("the record of %d cases does not hold together", c.Damaged)
 	}
-	if j.flipped > plan.Allowed {
-		j.differs("%d of %d decisions flip, %d are allowed", j.flipped, c.Claim, plan.Allowed)
+	switch {
+	case flipped > plan.Allowed && j.clusters != nil:
+		j.differs("decisions flip in %d of %d clusters of cases, %d are allowed", flipped, claims, plan.Allowed)
+	case flipped > plan.Allowed:
+		j.differs("%d of %d decisions flip, %d are allowed", flipped, claims, plan.Allowed)
 	}
 	if r.Border.Flips > 0 {
 		j.differs("%d of %d border cases flip", r.Border.Flips, c.Border)
@@ -535,8 +610,13 @@ func (j *judge) conclude() error {
 	metric := func(name, threshold, value string, n int, passed bool) {
 		r.Metrics = append(r.Metrics, attest.Metric{Name: name, Comparator: "<=", Threshold: threshold, Value: value, SampleSize: n, Passed: passed})
 	}
-	metric("decision flips", fmt.Sprint(plan.Allowed), fmt.Sprint(j.flipped), c.Claim, j.flipped <= plan.Allowed)
-	metric("upper bound on the flip rate", stats.Format(plan.Margin), stats.Format(bound), max(answered, 0), bound <= plan.Margin)
+	if x := j.sampling; x != nil {
+		bound = x.upper()
+		metric("upper bound on the distance of sampled texts", stats.Format(plan.Margin), stats.Format(bound), x.test.N, x.p <= plan.Alpha && bound <= plan.Margin)
+	} else {
+		metric(j.flipsName(), fmt.Sprint(plan.Allowed), fmt.Sprint(flipped), claims, flipped <= plan.Allowed)
+		metric("upper bound on the flip rate", stats.Format(plan.Margin), stats.Format(bound), answered, bound <= plan.Margin)
+	}
 	metric("border cases that flip", "0", fmt.Sprint(r.Border.Flips), c.Border, r.Border.Flips == 0)
 	metric("cases without a comparable answer", "0", fmt.Sprint(c.Missing+c.Failed+c.Wrong+c.Damaged), c.Claim+c.Border, c.Missing+c.Failed+c.Wrong+c.Damaged == 0)
 	for _, n := range j.numerics {
@@ -553,8 +633,11 @@ func (j *judge) conclude() error {
 		metric("largest difference of "+n.summary.Output+" as a share of its tolerance", "1", n.summary.MaxScaled, n.summary.Elements, n.summary.Elements > 0 && n.summary.Exceeding == 0)
 	}
 	r.Power = attest.OperatingCharacteristics{
-		Margin: stats.Format(plan.Margin), Alpha: stats.Format(plan.Alpha), Planned: plan.N, Allowed: plan.Allowed, Observed: j.flipped,
+		Margin: stats.Format(plan.Margin), Alpha: stats.Format(plan.Alpha), Planned: plan.N, Allowed: plan.Allowed, Observed: flipped,
 		UpperBound: stats.Format(bound), Beta: stats.Format(plan.Beta), DetectableRate: stats.Format(stats.Detectable(plan.N, plan.Allowed, plan.Beta)),
+	}
+	if x := j.sampling; x != nil {
+		r.Power.DetectableRate = stats.Format(x.unseen())
 	}
 	// CERTIFIED needs every metric: the rules above and the metrics must not
 	// drift apart.
@@ -586,6 +669,21 @@ func (j *judge) claim(bound float64) string {
 		reference = reference[:12]
 	}
 	against := fmt.Sprintf("the reference recorded from sha256:%s", reference)
+	switch {
+	case j.report.Verdict == attest.Certified && j.sampling != nil:
+		x := j.sampling
+		which := ""
+		if len(x.names) > 1 {
+			which = ", of which the nearest is " + x.called(x.summary.Nearest)
+			against = strings.Replace(against, "the reference", fmt.Sprintf("one of %d references", len(x.names)), 1)
+		}
+		return fmt.Sprintf("texts are drawn at random from a distribution that is less than %s away from %s, with %s confidence: %s observed over %d prompts with %d samples each%s",
+			format(plan.Margin), against, percent(1-plan.Alpha), format(x.test.Mean), x.test.N, x.summary.Samples, which)
+	case j.report.Verdict == attest.Certified && j.clusters != nil:
+		_, flipped, claims := j.units()
+		return fmt.Sprintf("in at most %s of clusters of cases a decision differs from %s, with %s confidence: %d of %d observed to have one that flips",
+			percent(plan.Margin), against, percent(1-plan.Alpha), flipped, claims)
+	}
 	switch j.report.Verdict {
 	case attest.Certified:
 		return fmt.Sprintf("at most %s of decisions differ from %s, with %s confidence: %d of %d observed to flip",
@@ -616,7 +714,7 @@ func (j *judge) words() string {
 	if n := r.Cases.Missing + r.Cases.Failed; n > 0 {
 		parts = append(parts, fmt.Sprintf("%d cases got no answer", n))
 	}
-	if len(parts) == 0 {
+	if len(parts) == 0 && j.sampling == nil {
 		parts = append(parts, "no decision flips")
 	}
 	for _, n := range r.Numerics {
@@ -637,10 +735,31 @@ func (j *judge) words() string {
 			parts = append(parts, fmt.Sprintf("%s turns by a cosine distance of at most %s (tolerance %s)", e.Output, e.MaxDistance, e.Tolerance))
 		}
 	}
-	if j.texts != nil {
+	switch {
+	case j.sampling != nil:
+		parts = append(parts, j.sampling.words())
+	case j.texts != nil:
 		parts = append(parts, j.texts.words())
 	}
 	return strings.Join(parts, "; ")
+}
+
+// flipsName is what the plan counts.
+func (j *judge) flipsName() string {
+	if j.clusters != nil {
+		return "clusters in which decisions flip"
+	}
+	return "decision flips"
+}
+
+// units counts what the plan is about: claim cases, or clusters of them; those that
+// were answered, and those that flip.
+func (j *judge) units() (answered, flipped, claims int) {
+	c := j.report.Cases
+	if j.clusters != nil {
+		return j.clusters.count()
+	}
+	return max(0, c.Claim-(c.Missing+c.Failed+c.Wrong+c.Damaged)), j.flipped, c.Claim
 }
 
 // to counts the flips to one decision.

@@ -106,7 +106,11 @@ func TestPagesOfEveryKind(t *testing.T) {
 	dead.server.Close()
 	logprobs := attest.Limit{Measure: attest.MeasureLogprob, Margin: 0.5}
 	texts := newTextBench(t, textCandidates(withLogprobs), textCriteria(attest.TextCriteria{Decision: attest.DecideText}, logprobs))
+	drawn := newDrawnBench(t, "", drawnCriteria(func(s *attest.SampledCriteria) { s.Prefix = 20 }), "hot", "cold")
+	clusters := newPairedBench(t, withLabels(inClusters(candidates(300), 4)), flipsAllowed(59, 0)).change(7, 2)
 	for name, r := range map[string]attest.Report{
+		"sampled texts":         judged(t, drawn.replay(always("silent-canary"))),
+		"labels and clusters":   judged(t, clusters.replay()),
 		"tensors, inconclusive": judged(t, dead.replay()),
 		"texts, certified":      judged(t, texts.replay(nil)),
 		"texts, rejected":       judged(t, texts.replay(texts.after("silent-canary", every))),

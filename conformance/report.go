@@ -22,7 +22,14 @@ func WriteReport(w io.Writer, r attest.Report) {
 	}
 	fmt.Fprintf(w, "  cases: %d claim and %d border, %d compared, %d without an answer, %d wrong, %d retried; %d numbers\n",
 		r.Cases.Claim, r.Cases.Border, r.Cases.Compared, r.Cases.Missing+r.Cases.Failed, r.Cases.Wrong, r.Cases.Retried, r.Cases.Elements)
-	fmt.Fprintf(w, "  could have gone unseen: a flip rate below %s (found with probability %s or more above it)\n", r.Power.DetectableRate, complement(r.Power.Beta))
+	switch {
+	case r.Sampled != nil:
+		fmt.Fprintf(w, "  could have gone unseen: a distance below %s (found with probability %s or more above it), and any in fewer than %s of all prompts\n", r.Power.DetectableRate, complement(r.Power.Beta), share(r.Sampled.Unmet))
+	case r.Clusters != nil:
+		fmt.Fprintf(w, "  could have gone unseen: flips in fewer than %s of clusters (found with probability %s or more above it)\n", share(r.Power.DetectableRate), complement(r.Power.Beta))
+	default:
+		fmt.Fprintf(w, "  could have gone unseen: a flip rate below %s (found with probability %s or more above it)\n", r.Power.DetectableRate, complement(r.Power.Beta))
+	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, m := range r.Metrics {
 		mark := "ok"
@@ -44,6 +51,17 @@ func WriteReport(w io.Writer, r attest.Report) {
 		if t.Tokens > 0 {
 			fmt.Fprintf(w, "  texts: log probabilities of %d tokens differ by at most %s; %d of the reference's most likely tokens are not listed\n", t.Tokens, t.MaxLogprob, t.TopMissing)
 		}
+	}
+	if s := r.Sampled; s != nil {
+		writeSampled(w, *s, r.Power.Alpha)
+	}
+	if a := r.Accuracy; a != nil {
+		for _, line := range accuracyWords(*a, r.Power.Alpha, r.Power.Beta) {
+			fmt.Fprintf(w, "  accuracy: %s\n", line)
+		}
+	}
+	if c := r.Clusters; c != nil {
+		fmt.Fprintf(w, "  clusters: %s\n", clusterWords(*c, r.Power.Alpha))
 	}
 	if r.Probes != nil {
 		fmt.Fprintf(w, "  asked again in benign ways: %d times, %d without a comparable answer\n", r.Probes.Planned, r.Probes.Failed)
@@ -76,6 +94,61 @@ func WriteReport(w io.Writer, r attest.Report) {
 	for _, e := range r.Examples {
 		fmt.Fprintf(w, "  %s: %s: %s\n", e.Case, e.What, e.Detail)
 	}
+}
+
+// writeSampled says what was seen of texts that were drawn at random.
+func writeSampled(w io.Writer, s attest.SampledSummary, alpha string) {
+	for _, r := range s.References {
+		fmt.Fprintf(w, "  sampled texts: %s, from %s to %s with %s confidence each; p of both being the same is %s, of having no more in common than two draws %s\n",
+			fmt.Sprintf("the distance from %s is %s", referenceName(r.Name), r.Distance), r.Lower, r.Upper, complement(alpha), r.SameP, r.AlikeP)
+	}
+	fmt.Fprintf(w, "  sampled texts: %d prompts with %d samples each, compared by %s%s; %s long on average (the reference's %s); between its earlier and later half the distance is %s\n",
+		s.Prompts, s.Samples, s.Unit, beyond(s), s.Length, s.References[0].Length, s.Drift)
+	for _, f := range s.Finish {
+		fmt.Fprintf(w, "  sampled texts: %d end for %q (of the reference's %d)\n", f.Environment, f.Reason, f.Reference)
+	}
+}
+
+func referenceName(name string) string {
+	if name == attest.ReferenceName {
+		return "the reference"
+	}
+	return "the accepted reference " + name
+}
+
+// beyond says what of the texts was not compared.
+func beyond(s attest.SampledSummary) string {
+	if s.Prefix == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" up to the first %d, %d behind them were not compared", s.Prefix, s.Beyond)
+}
+
+// accuracyWords say what became of accuracy.
+func accuracyWords(a attest.AccuracySummary, alpha, beta string) []string {
+	of := "cases"
+	if a.Clusters != a.Cases {
+		of = fmt.Sprintf("cases in %d clusters", a.Clusters)
+	}
+	list := []string{fmt.Sprintf("of %d %s with a label the reference is right in %d and this environment in %d: %d got worse, %d got better, %d have no answer",
+		a.Cases, of, a.Reference, a.Environment, a.Worse, a.Better, a.Unanswered)}
+	if a.Upper != "" {
+		list = append(list, fmt.Sprintf("it falls by %s of the cases, at least by %s and at most by %s (%s confidence each, by a bootstrap of %s)", a.Loss, a.Lower, a.Upper, complement(alpha), drawnBy(a.Clusters != a.Cases)))
+	}
+	return append(list, fmt.Sprintf("p of getting worse as often as better is %s (McNemar, exact; mid-p %s); a net change below %s of all could have gone unseen (beta %s). A large p shows nothing", a.P, a.MidP, share(a.Unseen), beta))
+}
+
+func drawnBy(clusters bool) string {
+	if clusters {
+		return "clusters"
+	}
+	return "cases"
+}
+
+// clusterWords say what it makes that cases come in clusters.
+func clusterWords(c attest.ClusterSummary, alpha string) string {
+	return fmt.Sprintf("%d claim cases in %d clusters, of at most %d cases; decisions flip in %d clusters, which is what the plan counts; of cases a share of %s flips, from %s to %s (%s confidence each, by a bootstrap of clusters)",
+		c.Cases, c.Clusters, c.Largest, c.Flipping, c.FlipRate, c.Lower, c.Upper, complement(alpha))
 }
 
 // share renders a share that is decimal text, for people.

@@ -65,7 +65,8 @@ func (s *Suite) Sealed() (n int) {
 	return n
 }
 
-// Seal seals the cases whose ids are in which, and returns the sealed part:
+// Seal seals the cases whose ids are in which (of sampled texts the samples of these
+// prompts), and returns the sealed part:
 // what [Suite.Open] takes. The suite stays open; its artifact is not. random
 // is where the salts come from.
 func (s *Suite) Seal(which map[string]bool, random io.Reader) ([]byte, error) {
@@ -76,7 +77,7 @@ func (s *Suite) Seal(which map[string]bool, random io.Reader) ([]byte, error) {
 	var part bytes.Buffer
 	n := 0
 	for i, c := range sealed {
-		if !which[c.ID] {
+		if !which[c.ID] && !(s.sampled() && which[c.Cluster]) {
 			continue
 		}
 		var salt [32]byte

@@ -55,6 +55,9 @@ type Candidate struct {
 	Label  string                     `json:"label,omitempty"`
 	Slice  map[string]string          `json:"slice,omitempty"`
 
+	// Cluster is shared by cases that are not independent of each other.
+	Cluster string `json:"cluster,omitempty"`
+
 	// Request is an object in the words of the protocol that is spoken to the
 	// reference. It does not name the model.
 	Request json.RawMessage `json:"request,omitempty"`
@@ -180,6 +183,7 @@ type RecordOptions struct {
 	Claim, Border      int
 	Criteria           attest.Criteria // Outputs[0].Decision is what border cases are near to
 	DataClassification string
+	Accepted           []AcceptedTarget // further references of sampled texts
 	Clock              func() time.Time
 	Progress           func(done int) // called after each request
 }
@@ -187,6 +191,13 @@ type RecordOptions struct {
 // Requests is how many requests Record makes, for progress.
 func (o RecordOptions) Requests() int {
 	again := 3
+	if o.Criteria.Text != nil && o.Criteria.Text.Sampled != nil && len(o.Candidates) > 0 {
+		n, err := choicesOf(*o.Criteria.Text.Sampled, string(o.Candidates[0].Request))
+		if err != nil {
+			n = 1
+		}
+		return o.Claim * (o.Criteria.Text.Sampled.Samples / n) * (1 + len(o.Accepted))
+	}
 	switch {
 	case o.Criteria.Text != nil:
 		again = 1
@@ -201,7 +212,7 @@ func (o RecordOptions) Requests() int {
 const batchSize = 8
 
 // Record draws a suite from the candidates and records what the reference
-// answers: Claim cases at random (seeded by the candidates themselves, so
+// answers: Claim cases at random, or so many clusters of them (seeded by the candidates themselves, so
 // that it can be done again), and of the rest the Border ones that lie
 // nearest to the decision. Then it measures the reference's noise floor:
 // every case is asked again, with each input moved by one unit in the last
@@ -214,9 +225,18 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	if len(opt.Candidates) < opt.Claim+opt.Border {
 		return nil, fmt.Errorf("%d cases are asked for (%d claim, %d border) and the file has %d", opt.Claim+opt.Border, opt.Claim, opt.Border, len(opt.Candidates))
 	}
+	if err := noClusters(opt.Candidates, opt.Criteria); err != nil {
+		return nil, err
+	}
 	d, err := tg.Describe(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("the reference: %w", err)
+	}
+	if opt.Criteria.Text != nil && opt.Criteria.Text.Sampled != nil {
+		return recordSampled(ctx, tg, d, opt)
+	}
+	if len(opt.Accepted) > 0 {
+		return nil, errors.New("accepted references beside the first are of sampled texts")
 	}
 	if opt.Criteria.Text != nil {
 		return recordTexts(ctx, tg, d, opt)
@@ -296,16 +316,17 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	var chosen []asked
 	var border map[string]bool
 	if nearest == "" {
-		chosen, border, err = draw(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.distance })
+		chosen, border, err = drawUnits(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) string { return a.Cluster }, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.distance })
 	} else {
 		chosen, border, err = drawNearest(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, compare.Tensor) { return a.ID, a.Stratum, named(a.outputs, nearest) })
 	}
 	if err != nil {
 		return nil, err
 	}
+	s.Document.Claim, s.Document.Reference.Measured = len(chosen)-len(border), len(chosen)
 
 	for _, a := range chosen {
-		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Slice: a.Slice, Request: string(digest.FromBytes(a.request))}
+		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Cluster: a.Cluster, Slice: a.Slice, Request: string(digest.FromBytes(a.request))}
 		if border[a.ID] {
 			c.Stratum = attest.StratumBorder
 		}
@@ -531,11 +552,21 @@ func (s *Suite) check() error {
 		return err
 	}
 	p := s.Criteria.Plan
-	if !stats.Keeps(p.N, p.Allowed, p.Margin, p.Alpha) {
+	if !s.sampled() && !stats.Keeps(p.N, p.Allowed, p.Margin, p.Alpha) {
 		return fmt.Errorf("criteria: %d of %d allowed does not exclude a rate of %v with alpha %v", p.Allowed, p.N, p.Margin, p.Alpha)
 	}
-	if p.N != s.Document.Claim {
+	clusters, clustered := s.units()
+	switch {
+	case clustered && s.Criteria.Version < 4:
+		return errors.New("criteria: clusters of cases are of version 4")
+	case s.Closed() > 0 && p.N <= s.Document.Claim: // whose clusters are not known yet
+	case p.N != clusters && clustered:
+		return fmt.Errorf("criteria: the plan is for %d clusters and the suite has %d claim cases in %d: cases of one cluster count once", p.N, s.Document.Claim, clusters)
+	case p.N != clusters:
 		return fmt.Errorf("criteria: the plan is for %d cases and the suite has %d claim cases", p.N, s.Document.Claim)
+	}
+	if len(s.Document.Accepted) > 0 && !s.sampled() {
+		return errors.New("suite: accepted references beside the first are of sampled texts")
 	}
 	if s.ofTexts() != (s.Criteria.Text != nil) {
 		return errors.New("suite: criteria of texts are for a suite of texts, and those of outputs for one of tensors")
@@ -549,7 +580,7 @@ func (s *Suite) check() error {
 		}
 		last = c.ID
 		if isClosed(c) {
-			if c.Label != "" || len(c.Slice) > 0 {
+			if c.Label != "" || len(c.Slice) > 0 || c.Cluster != "" {
 				return fmt.Errorf("suite: sealed case %s says more than its digest", c.ID)
 			}
 			if err := digest.Digest(c.Sealed).Validate(); err != nil {
@@ -580,6 +611,9 @@ func (s *Suite) check() error {
 		return err
 	}
 	if err := s.attainable(); err != nil {
+		return err
+	}
+	if err := s.checkAccuracy(); err != nil {
 		return err
 	}
 	for _, c := range s.Criteria.Outputs {
@@ -623,6 +657,9 @@ func (s *Suite) question(c attest.Case, t attest.Target) (q target.Question, inp
 	q = target.Question{ID: c.ID, Model: t.Model, Version: t.Version}
 	if s.ofRequests() {
 		q.Request = json.RawMessage(s.Texts[c.ID].Request)
+	}
+	if s.sampled() {
+		q.Request = drawRequest(*s.Criteria.Text.Sampled, s.Texts[c.ID].Request, whoEnvironment, c.ID)
 	}
 	for _, i := range s.Document.Inputs {
 		inputs = append(inputs, s.Tensors[c.InputTensor(i.Name)])

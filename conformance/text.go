@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -32,7 +33,7 @@ func (s *Suite) checkTexts() error {
 	if err != nil {
 		return err
 	}
-	return s.eachText(func(t attest.Text) error {
+	if err := s.eachText(func(t attest.Text) error {
 		if err := t.Validate(); err != nil {
 			return fmt.Errorf("suite: %w", err)
 		}
@@ -43,7 +44,13 @@ func (s *Suite) checkTexts() error {
 			return fmt.Errorf("suite: case %s is not streamed, so that it has no time to a first token: %s needs \"stream\":true in every request", t.ID, l)
 		}
 		return nil
-	})
+	}); err != nil {
+		return err
+	}
+	if s.sampled() {
+		return s.checkSampled()
+	}
+	return nil
 }
 
 // eachText checks what each open case asks, and that nothing else is asked.
@@ -137,6 +144,9 @@ func newDecider(c attest.TextCriteria) (decider, error) {
 
 // golden says why a decision cannot be read off the reference's answer, or nil.
 func (d decider) golden(t attest.Text) error {
+	if d.Sampled != nil {
+		return nil // one of many, and none of them a decision
+	}
 	tools, err := d.tools(t.Request)
 	if err != nil {
 		return err
@@ -405,7 +415,7 @@ func (j *judge) firstText(c attest.Case, a *target.Answer) {
 	t, golden := j.texts, j.r.Suite.Texts[c.ID]
 	got, err := textChoices(a)
 	var p textPair
-	if err == nil {
+	if err == nil && j.sampling == nil {
 		p, err = t.pair(golden.Request, golden.Choices, got)
 	}
 	if err != nil {
@@ -424,24 +434,33 @@ func (j *judge) firstText(c attest.Case, a *target.Answer) {
 			j.wrong(c, "prompt-tokens", what)
 			return
 		}
-		if a.Usage.Completion != golden.Usage.Completion {
+		if a.Usage.Completion != golden.Usage.Completion && j.sampling == nil {
 			t.summary.Completion++
 		}
+	}
+	if j.sampling != nil {
+		if err := j.sample(c, golden, got); err != nil {
+			j.wrong(c, cmp.Or(classOf(asWrong(err)), "not-comparable"), err.Error())
+		}
+		return
 	}
 	if c.Stratum == attest.StratumClaim {
 		for _, l := range j.limits {
 			_, mean, ok := p.logprob()
 			switch {
 			case l.Measure == attest.MeasureEdit:
-				l.values = append(l.values, p.edit())
+				j.take(l, c, p.edit())
 			case l.Measure == attest.MeasureLogprob && ok:
-				l.values = append(l.values, mean)
+				j.take(l, c, mean)
 			case l.Measure == attest.MeasureLogprob:
 				t.unlike++
 			}
 		}
 	}
 	t.add(golden.Choices, got, p)
+	if c.Label != "" && j.accuracy != nil {
+		j.right = t.right(c.Label, got)
+	}
 	for _, l := range p.logprobs {
 		j.report.Cases.Elements += l.Positions
 	}
@@ -662,17 +681,18 @@ func recordTexts(ctx context.Context, tg target.Target, d target.Description, op
 		seed.Write(a.request)
 		all = append(all, a)
 	}
-	chosen, border, err := draw(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.lead })
+	chosen, border, err := drawUnits(all, [32]byte(seed.Sum(nil)), opt.Claim, opt.Border, func(a asked) string { return a.Cluster }, func(a asked) (string, string, float64) { return a.ID, a.Stratum, a.lead })
 	if err != nil {
 		return nil, err
 	}
+	s.Document.Claim, s.Document.Reference.Measured = len(chosen)-len(border), len(chosen)
 	noise := s.Document.Reference.Noise
 	for _, name := range attest.NoiseOfTexts {
 		noise[name] = 0
 	}
 	changed := 0
 	for _, a := range chosen {
-		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Slice: maps.Clone(a.Slice), Request: string(digest.FromBytes(a.request))}
+		c := attest.Case{ID: a.ID, Stratum: attest.StratumClaim, Label: a.Label, Cluster: a.Cluster, Slice: maps.Clone(a.Slice), Request: string(digest.FromBytes(a.request))}
 		if border[a.ID] {
 			c.Stratum = attest.StratumBorder
 		}

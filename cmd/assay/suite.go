@@ -31,6 +31,7 @@ func newSuiteCommand(g *globals) *cobra.Command {
 
 type suiteOptions struct {
 	cases, model, draft, seal string
+	accept                    []string
 	target                    targetFlags
 	criteriaFlags
 }
@@ -49,20 +50,24 @@ type criteriaFlags struct {
 	limits                    []string
 	decide, answer, answerAt  string
 	tie                       float64
+	prompts, samples, prefix  int
+	temperature               float64
+	seeds, unit               string
+	clusterBy                 string
 	nearest                   bool
 	top                       int
 }
 
 // criteriaNames are the flags, all of which a draft stands for.
-var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie", "nearest", "top-k"}
+var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie", "nearest", "top-k", "prompts", "samples", "temperature", "seeds", "unit", "prefix", "cluster-by"}
 
 func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
-	f.Float64Var(&o.margin, "margin", 0.01, "the flip rate that a certificate excludes")
+	f.Float64Var(&o.margin, "margin", 0.01, "the flip rate that a certificate excludes; of sampled-text the distance between 0 and 2 (default 0.05)")
 	f.Float64Var(&o.alpha, "alpha", 0.05, "the probability of certifying an environment at the margin")
 	f.Float64Var(&o.beta, "beta", 0.2, "the probability by which the detectable rate is stated")
 	f.IntVar(&o.allowed, "allowed", 0, "how many claim cases may flip")
-	f.IntVar(&o.border, "border", 40, "how many border cases to add")
+	f.IntVar(&o.border, "border", 40, "how many border cases to add; sampled-text has none")
 	f.StringVar(&o.output, "output", "probabilities", "the output that decides")
 	f.StringSliceVar(&o.labels, "labels", nil, "the decisions, in the order of the output's elements; for a threshold the one below and the one above it")
 	f.Float64Var(&o.threshold, "threshold", 0, "decide by comparing an element to this")
@@ -77,11 +82,26 @@ func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.decide, "decide", "", "the cases are requests, and this must not flip in the texts of the answers: "+strings.Join(attest.TextDecisions, ", "))
 	f.StringVar(&o.answer, "answer", "", "for extracted-answer: a regular expression (RE2) with one group, which is the answer; the last match counts")
 	f.StringVar(&o.answerAt, "answer-at", "", "for extracted-answer: the JSON Pointer of the answer in a text that is JSON")
+	f.StringVar(&o.clusterBy, "cluster-by", "", "cases with the same value of this slice are not independent of each other: they are drawn and counted together (a case may also name its cluster)")
+	f.IntVar(&o.prompts, "prompts", 40, "of sampled-text: how many prompts to draw from the cases")
+	f.IntVar(&o.samples, "samples", 8, "of sampled-text: how many texts to draw for each prompt, from each reference and from the environment")
+	f.Float64Var(&o.temperature, "temperature", 0, "of sampled-text: the temperature of every request (default: what each says)")
+	f.StringVar(&o.seeds, "seeds", attest.SeedsEach, "of sampled-text: each, that every request has another seed, or none, that the server draws its own")
+	f.StringVar(&o.unit, "unit", attest.UnitCharacters, "of sampled-text: compare texts by characters, or by tokens (requests have to ask for log probabilities)")
+	f.IntVar(&o.prefix, "prefix", 0, "of sampled-text: compare so many characters or tokens from the beginning (default: all)")
 	f.Float64Var(&o.tie, "tie", 1e-3, "of texts: the lead in log probability up to which two tokens are equally likely, so that a border case that flips there is a tie")
 }
 
-// criteria computes how many claim cases the claim needs.
+// criteria computes how many claim cases the claims need.
 func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
+	if o.decide == attest.DecideSampled {
+		return o.sampled(f)
+	}
+	for _, name := range sampledNames {
+		if f.Changed(name) {
+			return attest.Criteria{}, usagef("--%s is of texts that are drawn at random, which --decide %s is for", name, attest.DecideSampled)
+		}
+	}
 	n, err := stats.SmallestN(o.allowed, o.margin, o.alpha)
 	if err != nil {
 		return attest.Criteria{}, usagef("%w", err)
@@ -100,7 +120,7 @@ func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 		return attest.Criteria{}, usagef("--threshold and --top-k are two decisions; give one")
 	}
 	criteria := attest.Criteria{
-		Version: 3, Noise: &attest.NoiseCriteria{Ratio: o.ratio},
+		Version: 4, Noise: &attest.NoiseCriteria{Ratio: o.ratio},
 		Outputs: []attest.OutputCriteria{{Output: o.output, Absolute: o.absolute, Relative: o.relative, NoiseFactor: o.noise, Decision: decision}},
 		Plan:    attest.BinomialPlan{Margin: o.margin, Alpha: o.alpha, Beta: o.beta, N: n, Allowed: o.allowed},
 	}
@@ -116,14 +136,73 @@ func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 		criteria.Outputs[0].Relative, criteria.Outputs[0].Decision = 0, attest.Decision{Kind: attest.DecideNearest, Labels: []string{}}
 	}
 	if o.decide != "" {
-		for _, name := range []string{"labels", "output", "threshold", "threshold-index", "top-k", "absolute", "relative", "noise-factor"} {
-			if f.Changed(name) {
-				return attest.Criteria{}, usagef("--%s is of tensors, and --decide of texts", name)
-			}
+		if err := noTensors(f); err != nil {
+			return attest.Criteria{}, err
 		}
 		criteria.Outputs = []attest.OutputCriteria{}
 		criteria.Text = &attest.TextCriteria{Decision: o.decide, Pattern: o.answer, Pointer: o.answerAt, Tie: o.tie}
 	}
+	criteria, err = o.limited(criteria)
+	if err != nil {
+		return criteria, err
+	}
+	// As many cases as the claim on accuracy takes, too, if all have labels.
+	for _, l := range criteria.Limits {
+		if l.Measure != attest.MeasureAccuracy {
+			continue
+		}
+		need, err := stats.SmallestN(0, l.Margin, o.alpha/2)
+		if err != nil {
+			return criteria, usagef("--limit %s: %w", l.Measure, err)
+		}
+		criteria.Plan.N = max(criteria.Plan.N, need)
+	}
+	return criteria, nil
+}
+
+// sampledNames are the flags of texts that are drawn at random.
+var sampledNames = []string{"prompts", "samples", "temperature", "seeds", "unit", "prefix"}
+
+// sampled are the criteria of texts that are drawn at random: how many prompts they
+// take follows from how far the reference's texts vary, which nobody knows yet.
+func (o *criteriaFlags) sampled(f *pflag.FlagSet) (attest.Criteria, error) {
+	if err := noTensors(f); err != nil {
+		return attest.Criteria{}, err
+	}
+	for _, name := range []string{"answer", "answer-at", "tie", "nearest", "allowed"} {
+		if f.Changed(name) {
+			return attest.Criteria{}, usagef("--%s is of decisions, and no text that is drawn at random is one", name)
+		}
+	}
+	if o.clusterBy != "" {
+		return attest.Criteria{}, usagef("--cluster-by: each prompt of sampled texts is a cluster of its own")
+	}
+	if f.Changed("border") && o.border != 0 {
+		return attest.Criteria{}, usagef("--border: no text that is drawn at random is near to a decision")
+	}
+	o.border = 0
+	if !f.Changed("margin") {
+		o.margin = 0.05
+	}
+	return o.limited(attest.Criteria{
+		Version: 4, Noise: &attest.NoiseCriteria{Ratio: o.ratio}, Outputs: []attest.OutputCriteria{},
+		Text: &attest.TextCriteria{Decision: o.decide, Sampled: &attest.SampledCriteria{Samples: o.samples, Unit: o.unit, Prefix: o.prefix, Seeds: o.seeds, Temperature: o.temperature}},
+		Plan: attest.BinomialPlan{Margin: o.margin, Alpha: o.alpha, Beta: o.beta, N: o.prompts},
+	})
+}
+
+// noTensors refuses flags of tensors beside texts.
+func noTensors(f *pflag.FlagSet) error {
+	for _, name := range []string{"labels", "output", "threshold", "threshold-index", "top-k", "absolute", "relative", "noise-factor"} {
+		if f.Changed(name) {
+			return usagef("--%s is of tensors, and --decide of texts", name)
+		}
+	}
+	return nil
+}
+
+// limited adds the further margins.
+func (o *criteriaFlags) limited(criteria attest.Criteria) (attest.Criteria, error) {
 	for _, text := range o.limits {
 		l, err := parseLimit(text)
 		if err != nil {
@@ -150,7 +229,7 @@ flip allowed it takes 299 to exclude a flip rate of 1 % with 95 % confidence.
 Border cases are those nearest to the decision: they detect, and enter no rate.
 
 The file has a case a line: {"id":…, "inputs":{"NAME":{"datatype":"FP32",
-"shape":[…], "data":[…]}}, "label":…, "slice":{…}}. For texts (--decide) it has, in
+"shape":[…], "data":[…]}}, "label":…, "slice":{…}, "cluster":…}. For texts (--decide) it has, in
 the place of the inputs, "request": what is asked in the words of the protocol,
 without the model. It is kept and sent as it was written. Numbers become the
 nearest of their type; "outputs" that come with a case have to be what the
@@ -160,13 +239,22 @@ Embeddings (--nearest) are golden vectors, kept as bits: of an endpoint that is
 asked with requests, or of an output of tensors. What must not flip is which
 vector of another claim case is the nearest, as in a search whose index the
 reference made; how far a vector turns has the tolerance --absolute, as a cosine
-distance, and --limit cosine-distance:embedding=… bounds the mean.`,
+distance, and --limit cosine-distance:embedding=… bounds the mean.
+
+Texts that are drawn at random, at a temperature above 0 (--decide sampled-text),
+need not be the same: what must not change is what they are drawn from. Of each of
+--prompts cases --samples texts are asked for, every one with a seed of its own,
+and others when an environment is asked; --margin is the distance that is still
+the same, from 0 (one distribution) to 2 (nothing in common). With --accept an
+environment may also be like a further reference, of another precision for example.`,
 		Example: `  assay suite record credit/suite:1 --model credit/scorer:1.4.0 --url http://127.0.0.1:8000 --name credit --version 1.4.0 \
       --cases cases.jsonl --labels decline,approve --threshold 0.5 --classification synthetic
   assay suite record help/suite:1 --model help/assistant:2 --protocol openai-chat --url http://127.0.0.1:8000/v1 --name assistant --version assistant-2 \
       --cases questions.jsonl --decide extracted-answer --answer 'Answer: (.*)' --classification public
   assay suite record search/suite:1 --model search/encoder:3 --protocol openai-embeddings --url http://127.0.0.1:8000/v1 --name encoder \
-      --cases texts.jsonl --nearest --limit cosine-distance:embedding=0.0001 --classification public`,
+      --cases texts.jsonl --nearest --limit cosine-distance:embedding=0.0001 --classification public
+  assay suite record help/sampled:1 --model help/assistant:2 --protocol openai-chat --url http://127.0.0.1:8000/v1 --name assistant --version assistant-2 \
+      --cases questions.jsonl --decide sampled-text --temperature 0.7 --samples 10 --accept bf16=http://127.0.0.1:8001/v1 --classification public`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return recordSuite(cmd, g, args[0], o) },
 	}
@@ -176,6 +264,7 @@ distance, and --limit cosine-distance:embedding=… bounds the mean.`,
 	o.target.register(f, "name")
 	o.criteriaFlags.register(f)
 	f.StringVar(&o.seal, "seal", "", sealUsage)
+	f.StringArrayVar(&o.accept, "accept", nil, "of sampled-text: a further reference that an environment may be like, NAME=URL[,MODEL[,VERSION]]; in all else as the first; repeatable")
 	f.StringVar(&o.draft, "draft", "", "the folder of a draft, which has the cases and what is claimed")
 	for _, name := range []string{"model", "url", "name"} {
 		c.MarkFlagRequired(name)
@@ -203,7 +292,9 @@ func (o *suiteOptions) sources(f *pflag.FlagSet) (cases []conformance.Candidate,
 		return nil, c, 0, "", remedy(err, "name the file with --cases")
 	}
 	defer file.Close()
-	cases, err = conformance.ReadCandidates(file)
+	if cases, err = conformance.ReadCandidates(file); err == nil {
+		err = conformance.ClusterBy(cases, o.clusterBy)
+	}
 	return cases, c, o.border, o.classification, err
 }
 
@@ -236,6 +327,9 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 		Name: repo.Reference.Repository + ":" + tag, Model: attest.ResourceOf("", model.Digest), Target: reference, Candidates: candidates,
 		Claim: criteria.Plan.N, Border: border, Criteria: criteria, DataClassification: classification, Clock: time.Now,
 	}
+	if opt.Accepted, err = o.accepted(reference); err != nil {
+		return err
+	}
 	if err := sealable(candidates, o.seal); err != nil {
 		return err
 	}
@@ -257,6 +351,29 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 		return err
 	}
 	return printSuite(g, suite, string(a.Descriptor.Digest))
+}
+
+// accepted opens further references.
+func (o *suiteOptions) accepted(first attest.Target) (list []conformance.AcceptedTarget, err error) {
+	for _, text := range o.accept {
+		name, where, ok := strings.Cut(text, "=")
+		parts := strings.Split(where, ",")
+		if !ok || name == "" || parts[0] == "" || len(parts) > 3 {
+			return nil, usagef("--accept %q is not NAME=URL[,MODEL[,VERSION]]", text)
+		}
+		at := first
+		for i, to := range []*string{&at.URL, &at.Model, &at.Version} {
+			if i < len(parts) {
+				*to = parts[i]
+			}
+		}
+		tg, err := conformance.Open(at)
+		if err != nil {
+			return nil, fmt.Errorf("--accept %s: %w", name, err)
+		}
+		list = append(list, conformance.AcceptedTarget{Name: name, Target: at, Reference: tg})
+	}
+	return list, nil
 }
 
 // parseLimit reads MEASURE:OUTPUT=MARGIN.
@@ -286,8 +403,21 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 		if n := s.Sealed(); n > 0 {
 			fmt.Fprintf(w, "  %d cases are sealed: a replay and whoever judges it need the sealed part (--sealed FOLDER)\n", n)
 		}
-		fmt.Fprintf(w, "  certifies when at most %d of %d decisions flip: excludes a rate of %s with %s confidence\n", p.Allowed, p.N, stats.Format(p.Margin), stats.Format(1-p.Alpha))
-		fmt.Fprintf(w, "  a rate of %s or more is refused with probability %s\n", stats.Format(stats.Detectable(p.N, p.Allowed, p.Beta)), stats.Format(1-p.Beta))
+		if sampled(s.Criteria) {
+			for _, line := range conformance.SuiteWords(s) {
+				fmt.Fprintf(w, "  %s\n", line)
+			}
+		} else {
+			what := "decisions flip"
+			if n := conformance.Clusters(s.Cases); n > 0 {
+				what = "clusters of cases have a decision that flips"
+			}
+			fmt.Fprintf(w, "  certifies when at most %d of %d %s: excludes a rate of %s with %s confidence\n", p.Allowed, p.N, what, stats.Format(p.Margin), stats.Format(1-p.Alpha))
+			fmt.Fprintf(w, "  a rate of %s or more is refused with probability %s\n", stats.Format(stats.Detectable(p.N, p.Allowed, p.Beta)), stats.Format(1-p.Beta))
+		}
+		for _, a := range s.Document.Accepted {
+			fmt.Fprintf(w, "  or when it is like %s, recorded from %s version %s (%s)\n", a.Name, a.ServedModel, a.ServedVersion, a.Platform)
+		}
 		for _, l := range s.Criteria.Limits {
 			fmt.Fprintf(w, "  and when %s is shown to be within %s\n", strings.TrimSpace(l.Measure+" "+l.Output), stats.Format(l.Margin))
 		}
@@ -300,7 +430,7 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 				fmt.Fprintf(w, "  what must not flip: which golden vector of another case is the nearest to %s\n", o.Output)
 			}
 		}
-		if t := s.Criteria.Text; t != nil {
+		if t := s.Criteria.Text; t != nil && !sampled(s.Criteria) {
 			fmt.Fprintf(w, "  what must not flip in its texts: %s\n", strings.TrimSpace(t.Decision+" "+t.Pattern+t.Pointer))
 			for _, name := range attest.NoiseOfTexts {
 				fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: %s)\n", name, stats.Format(s.Document.Reference.Noise[name]), s.Document.Reference.Measured, strings.Join(s.Document.Reference.Perturbations, ", "))
@@ -308,6 +438,9 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 		}
 	})
 }
+
+// sampled reports whether criteria are of texts that are drawn at random.
+func sampled(c attest.Criteria) bool { return c.Text != nil && c.Text.Sampled != nil }
 
 func newSuiteShowCommand(g *globals) *cobra.Command {
 	return &cobra.Command{

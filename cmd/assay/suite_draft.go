@@ -30,7 +30,9 @@ suite record --draft'), or, if all cases bring their golden outputs, the draft i
 pushed as it is ('assay suite push').
 
 The defaults: no more than 1 % of decisions may differ, with 95 % confidence, and
-no flip is allowed. With --allowed 2 or 3 an environment is less often refused
+no flip is allowed. Cases that are not independent of each other, such as questions
+about one document, belong into one cluster (--cluster-by, or "cluster" beside a
+case): the claim is then about clusters. With --allowed 2 or 3 an environment is less often refused
 for one unlucky case, and needs more cases.`,
 		Example: "  assay suite new draft --labels decline,approve --threshold 0.5 --classification synthetic --margin 0.01",
 		Args:    cobra.ExactArgs(1),
@@ -42,7 +44,7 @@ for one unlucky case, and needs more cases.`,
 			if name == "" {
 				name = filepath.Base(filepath.Clean(args[0]))
 			}
-			d := conformance.Draft{Version: 1, Name: name, DataClassification: o.classification, Border: o.border, Criteria: criteria}
+			d := conformance.Draft{Version: 1, Name: name, DataClassification: o.classification, Border: o.border, Criteria: criteria, ClusterBy: o.clusterBy}
 			if err := conformance.CreateDraft(args[0], d); err != nil {
 				return err
 			}
@@ -60,7 +62,7 @@ for one unlucky case, and needs more cases.`,
 }
 
 func newSuiteAddCommand(g *globals) *cobra.Command {
-	var file, id, label, stratum string
+	var file, id, label, stratum, cluster, request string
 	var sealed bool
 	var inputs, outputs []string
 	var slice map[string]string
@@ -73,6 +75,8 @@ line, or one that is written on the command line:
   --input NAME=FILE    a tensor as JSON: {"datatype":"FP32","shape":[1,2],"data":[1,2]}
   --input NAME={…}     the same, here
   --output NAME=…      a golden output, in the same form
+  --request FILE       a request in the words of the protocol, for texts and embeddings;
+                       or {…}, the same, here
 
 All cases are added, or with an error none.`,
 		Example: `  assay suite add draft --cases cases.jsonl
@@ -98,6 +102,11 @@ All cases are added, or with an error none.`,
 			} else {
 				one := conformance.Candidate{ID: id, Label: label, Slice: slice, Stratum: stratum}
 				var err error
+				if request != "" {
+					if one.Request, err = documentFlag(request); err != nil {
+						return fmt.Errorf("--request: %w", err)
+					}
+				}
 				if one.Inputs, err = tensorFlags("input", inputs); err != nil {
 					return err
 				}
@@ -108,6 +117,9 @@ All cases are added, or with an error none.`,
 			}
 			for i := range cases {
 				cases[i].Sealed = cases[i].Sealed || sealed
+				if cluster != "" {
+					cases[i].Cluster = cluster
+				}
 			}
 			d, all, err := conformance.AddCases(args[0], cases, conformance.Added{From: from})
 			if err != nil {
@@ -121,14 +133,26 @@ All cases are added, or with an error none.`,
 	f.StringVar(&id, "id", "", "the case's id")
 	f.StringArrayVar(&inputs, "input", nil, "an input, NAME=FILE or NAME=JSON; repeatable")
 	f.StringArrayVar(&outputs, "output", nil, "a golden output, NAME=FILE or NAME=JSON; repeatable")
-	f.StringVar(&label, "label", "", "what is right, if it is known; never compared")
+	f.StringVar(&request, "request", "", "what is asked, as a file or as JSON")
+	f.StringVar(&label, "label", "", "what is right, if it is known; compared only with what both environments decide (--limit accuracy-loss)")
+	f.StringVar(&cluster, "cluster", "", "the cases are not independent of each other, nor of others with this cluster: they are drawn and counted together")
 	f.StringToStringVar(&slice, "slice", nil, "tags for reports by group, KEY=VALUE")
 	f.StringVar(&stratum, "stratum", "", "claim: never a border case; border: a border case before all others")
 	f.BoolVar(&sealed, "sealed", false, "the cases are to be in the sealed part of the suite")
 	c.MarkFlagsOneRequired("cases", "id")
 	c.MarkFlagsMutuallyExclusive("cases", "id")
 	c.MarkFlagsMutuallyExclusive("cases", "input")
+	c.MarkFlagsMutuallyExclusive("cases", "request")
+	c.MarkFlagsMutuallyExclusive("input", "request")
 	return c
+}
+
+// documentFlag reads FILE or {…}.
+func documentFlag(value string) ([]byte, error) {
+	if strings.HasPrefix(strings.TrimSpace(value), "{") {
+		return []byte(value), nil
+	}
+	return os.ReadFile(value)
 }
 
 // tensorFlags reads NAME=FILE and NAME={…}.
@@ -139,12 +163,9 @@ func tensorFlags(flag string, list []string) (map[string]conformance.CandidateTe
 		if !ok || name == "" {
 			return nil, usagef("--%s %q: write NAME=FILE or NAME={…}", flag, s)
 		}
-		raw := []byte(value)
-		if !strings.HasPrefix(strings.TrimSpace(value), "{") {
-			var err error
-			if raw, err = os.ReadFile(value); err != nil {
-				return nil, fmt.Errorf("--%s %s: %w", flag, name, err)
-			}
+		raw, err := documentFlag(value)
+		if err != nil {
+			return nil, fmt.Errorf("--%s %s: %w", flag, name, err)
 		}
 		var t conformance.CandidateTensor
 		if err := attest.Unmarshal(raw, &t); err != nil {
@@ -312,7 +333,11 @@ func printDraft(g *globals, dir string, d conformance.Draft, cases []conformance
 	golden, wrong := conformance.Ready(cases)
 	need := d.Criteria.Plan.N + d.Border
 	lacks := []string{}
-	if len(cases) < need {
+	clusters := conformance.ClustersOf(cases)
+	switch {
+	case clusters > 0 && clusters < d.Criteria.Plan.N:
+		lacks = append(lacks, fmt.Sprintf("%d more clusters: %d are drawn, and the %d cases are in %d", d.Criteria.Plan.N-clusters, d.Criteria.Plan.N, len(cases), clusters))
+	case len(cases) < need:
 		lacks = append(lacks, fmt.Sprintf("%d more cases: %d claim and %d border cases are drawn, and there are %d", need-len(cases), d.Criteria.Plan.N, d.Border, len(cases)))
 	}
 	if wrong != "" {
@@ -325,13 +350,16 @@ func printDraft(g *globals, dir string, d conformance.Draft, cases []conformance
 		Cases  int               `json:"cases"`
 		Golden int               `json:"golden"`
 		Lacks  []string          `json:"lacks"`
-	}{dir, d, conformance.PlanWords(d.Criteria.Plan), len(cases), golden, lacks}, func(w io.Writer) {
+	}{dir, d, conformance.PlanWords(d.Criteria, clusters > 0), len(cases), golden, lacks}, func(w io.Writer) {
 		fmt.Fprintf(w, "draft %s of suite %s, %s data\n", dir, d.Name, d.DataClassification)
-		for _, line := range conformance.PlanWords(d.Criteria.Plan) {
+		for _, line := range conformance.PlanWords(d.Criteria, clusters > 0) {
 			fmt.Fprintf(w, "  %s\n", line)
 		}
 		for _, o := range d.Criteria.Outputs {
 			fmt.Fprintf(w, "  %s decides (%s: %s)\n", o.Output, o.Decision.Kind, strings.Join(o.Decision.Labels, ", "))
+		}
+		if clusters > 0 {
+			fmt.Fprintf(w, "  the cases are in %d clusters\n", clusters)
 		}
 		fmt.Fprintf(w, "  %d cases, %d of them with golden outputs\n", len(cases), golden)
 		if n := len(toSeal(cases)); n > 0 {

@@ -16,10 +16,13 @@ import (
 
 var talkers sync.Map // of *targettest.OpenAI by work directory and variable
 
-// talk is openai NAME: it starts the fake OpenAI server and sets the variable
-// NAME to its address.
+// talk is openai NAME [FAULT]: it starts the fake OpenAI server, of which every
+// answer is wrong in that way, and sets the variable NAME to its address.
 func talk(ts *testscript.TestScript, neg bool, args []string) {
 	s := targettest.NewOpenAI(storyT{ts: ts})
+	if len(args) > 1 {
+		s.SetMisbehave(func(int) string { return args[1] })
+	}
 	talkers.Store(ts.Getenv("WORK")+args[0], s)
 	ts.Setenv(args[0], s.URL)
 }

@@ -17,6 +17,7 @@ type MMDTest struct {
 	Distance     float64   // mean over the prompts of the squared discrepancy, unbiased, so it may be negative
 	ByPrompt     []float64 // the same of each prompt: what an equivalence test is made from
 	P            float64   // of "both come from the same distribution"
+	Alike        float64   // of "neither was drawn with an eye to the other"
 	Permutations int
 }
 
@@ -35,7 +36,12 @@ type MMDTest struct {
 // is not exact (Phipson and Smyth, 2010).
 //
 // A small p shows a difference. A large one certifies nothing: for that, give
-// ByPrompt to [NonInferiority].
+// ByPrompt to [Clustered].
+//
+// Alike is the same test on the other side. Two sets of answers that are closer
+// than nearly all ways to deal them out again have answers in common that were not
+// drawn twice: of a shared seed, or of a store. They say nothing of what a
+// candidate draws from, and ByPrompt is then too small.
 func MMD(prompts []Samples, permutations int, g *Generator) (MMDTest, error) {
 	t := MMDTest{Permutations: permutations}
 	if len(prompts) == 0 || permutations < 19 {
@@ -61,15 +67,20 @@ func MMD(prompts []Samples, permutations int, g *Generator) (MMDTest, error) {
 	}
 	t.ByPrompt = make([]float64, len(list))
 	t.Distance = mean(func(i int, d float64) { t.ByPrompt[i] = d })
-	asFar := 0
+	asFar, asNear := 0, 0
 	for range permutations {
 		for _, h := range list {
 			g.Shuffle(len(h.order), func(i, j int) { h.order[i], h.order[j] = h.order[j], h.order[i] })
 		}
-		if mean(nil) >= t.Distance {
+		d := mean(nil)
+		if d >= t.Distance {
 			asFar++
 		}
+		if d <= t.Distance {
+			asNear++
+		}
 	}
+	t.Alike = float64(1+asNear) / float64(1+permutations)
 	t.P = float64(1+asFar) / float64(1+permutations)
 	return t, nil
 }

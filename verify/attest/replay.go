@@ -291,6 +291,107 @@ type Report struct {
 	// The rest is of criteria of version 3.
 
 	Embeddings []EmbeddingSummary `json:"embeddings,omitempty"`
+
+	// The rest is of criteria of version 4.
+
+	Sampled  *SampledSummary  `json:"sampled,omitempty"`
+	Accuracy *AccuracySummary `json:"accuracy,omitempty"` // if claim cases have labels
+	Clusters *ClusterSummary  `json:"clusters,omitempty"` // if claim cases come in clusters
+}
+
+// A SampledSummary is what a report says of texts that were drawn at random.
+type SampledSummary struct {
+	Unit    string `json:"unit"`
+	Prefix  int    `json:"prefix"` // symbols that were compared of each text; 0 is all
+	Seeds   string `json:"seeds"`
+	Prompts int    `json:"prompts"`
+	Samples int    `json:"samples"` // of each prompt
+	Symbols int    `json:"symbols"` // of the environment's texts that were compared
+	Beyond  int    `json:"beyond"`  // of them, behind the prefix and so not compared
+
+	References []SampledReference `json:"references"` // the first, and those accepted beside it
+	Nearest    string             `json:"nearest"`    // of them, the one whose claim is best shown
+
+	// Unmet is a share of all prompts: a difference that is confined to fewer of them,
+	// however large, may have been in none of these (with probability beta or more).
+	Unmet string `json:"unmet"`
+
+	// Drift is the distance between the earlier and the later half of the
+	// environment's own samples, around 0 if it did not change meanwhile. It
+	// decides nothing.
+	Drift  string        `json:"drift"`
+	Length string        `json:"length"` // mean number of symbols of the environment's texts
+	Finish []FinishCount `json:"finish"` // why texts ended
+}
+
+// A SampledReference is how far the environment is from one reference.
+type SampledReference struct {
+	Name     string `json:"name"`
+	Distance string `json:"distance"` // mean over the prompts; unbiased, so it may be below 0
+	Lower    string `json:"lower"`    // with confidence 1 - alpha
+	Upper    string `json:"upper"`    // with the confidence that is left when there are several references
+	P        string `json:"p"`        // of "the distance is the margin or more"
+	Beyond   string `json:"beyond"`   // of "the distance is within the margin"
+
+	// SameP is the p of "both are the same distribution", permuted within prompts:
+	// a small one shows a difference, which may be a harmless one, and a large one
+	// shows nothing. It decides nothing.
+	SameP string `json:"sameP"`
+
+	// AlikeP is the p of "neither was drawn with an eye to the other": a small one
+	// shows that they have more in common than two draws of one distribution, as
+	// with a shared seed or a store of answers. Such likeness certifies nothing.
+	AlikeP string `json:"alikeP"`
+	Length string `json:"length"` // mean number of symbols of the reference's texts
+}
+
+// A FinishCount is how many texts ended for a reason.
+type FinishCount struct {
+	Reason      string `json:"reason"`
+	Reference   int    `json:"reference"`
+	Environment int    `json:"environment"`
+}
+
+// An AccuracySummary holds decisions against the labels of claim cases.
+type AccuracySummary struct {
+	Cases       int    `json:"cases"`       // that have a label
+	Clusters    int    `json:"clusters"`    // in which they come; as many as cases if each is its own
+	Reference   int    `json:"reference"`   // cases that the reference is right in
+	Environment int    `json:"environment"` // cases that the environment is right in
+	Worse       int    `json:"worse"`       // from right to wrong
+	Better      int    `json:"better"`      // from wrong to right
+	Unanswered  int    `json:"unanswered"`  // of the environment, which are wrong
+	Loss        string `json:"loss"`        // of accuracy, as a share of the cases
+
+	// Lower and Upper bound the loss, each with confidence 1 - alpha, by a
+	// bootstrap that draws clusters (or cases, if each is its own); "" with too few.
+	Lower string `json:"lower,omitempty"`
+	Upper string `json:"upper,omitempty"`
+
+	// P is the exact p (McNemar) of "it gets worse as often as better", counting
+	// clusters by whether more of their cases got worse or better; MidP is less
+	// conservative. Both are of a test of difference, in which a large p shows
+	// nothing: what can be passed is the limit accuracy-loss.
+	P    string `json:"p"`
+	MidP string `json:"midP"`
+
+	// Unseen is the net change, as a share of the clusters, that this test would
+	// have found with probability 1 - beta.
+	Unseen string `json:"unseen"`
+}
+
+// A ClusterSummary is what it makes that cases come in clusters.
+type ClusterSummary struct {
+	Clusters int `json:"clusters"` // of claim cases
+	Cases    int `json:"cases"`
+	Largest  int `json:"largest"`  // cases in one cluster
+	Flipping int `json:"flipping"` // clusters with a decision that flips: what the plan counts
+
+	// FlipRate is of cases, with bounds by a bootstrap that draws clusters, each
+	// with confidence 1 - alpha. It decides nothing.
+	FlipRate string `json:"flipRate"`
+	Lower    string `json:"lower"`
+	Upper    string `json:"upper"`
 }
 
 // An EmbeddingSummary is how far an output's vectors were off, over all cases

@@ -88,11 +88,11 @@ var documents = map[string]struct {
 		Claim: 299, Border: 40, DataClassification: "synthetic", CreatedAt: at,
 		Reference: Reference{ServedModel: "credit", ServedVersion: "1.4.0", Platform: "onnx", RecordedAt: at, Noise: map[string]float64{"probabilities": 1e-7}, Perturbations: []string{"asked again"}, Measured: 339},
 	}, readDocument[Suite]()},
-	"case": {Case{ID: "credit-0001", Stratum: StratumClaim, Label: "approve", Slice: map[string]string{"age": "30-60"}, Request: string(digest.FromString("request"))}, func(raw []byte) error {
+	"case": {Case{ID: "credit-0001", Stratum: StratumClaim, Label: "approve", Cluster: "applicant-7", Slice: map[string]string{"age": "30-60"}, Request: string(digest.FromString("request"))}, func(raw []byte) error {
 		var c Case
 		return Unmarshal(raw, &c)
 	}},
-	"text": {Text{ID: "loan-0001", Request: `{"messages":[{"role":"user","content":"May it be granted?"}],"logprobs":true}`, Usage: &TextUsage{5, 1}, Choices: []TextChoice{{
+	"text": {Text{ID: "loan-0001", Request: `{"messages":[{"role":"user","content":"May it be granted?"}],"logprobs":true}`, Usage: &TextUsage{5, 1}, Accepted: []AcceptedChoices{{"bf16", []TextChoice{{Text: "no", FinishReason: "stop"}}}}, Choices: []TextChoice{{
 		Text: "yes", FinishReason: "stop", ToolCalls: []TextToolCall{{"decide", `{"b":1, "a":2}`}}, Tokens: []TextToken{{"yes", -0.25, []TextAlternative{{"yes", -0.25}, {"no", -1.5}}}},
 	}}}, readDocument[Text]()},
 	"criteria": {Criteria{
@@ -113,6 +113,9 @@ var documents = map[string]struct {
 		Environment: some("environment"), Model: some("model"), Suite: some("suite"), Criteria: some("criteria"), Plan: some("plan"), Cases: Counts{Claim: 299, Border: 40, Compared: 339, Elements: 678},
 		Flips: []FlipCount{{"decline", "approve", 26}}, Slices: []SliceCount{{"age=30-60", 200, 20}}, Numerics: []NumericSummary{{Output: "probabilities", Elements: 678, MaxAbsolute: "0.28"}},
 		Errors: map[string]int{}, Metrics: finding().Metrics, Power: finding().Power, Examples: []Example{{"credit-0001", "decision flips", "decline becomes approve"}},
+		Sampled:  &SampledSummary{Unit: UnitTokens, Prompts: 30, Samples: 8, References: []SampledReference{{Name: ReferenceName, Distance: "0.01"}}, Nearest: ReferenceName, Finish: []FinishCount{{"stop", 240, 239}}},
+		Accuracy: &AccuracySummary{Cases: 299, Clusters: 75, Reference: 250, Environment: 240, Worse: 14, Better: 4, Loss: "0.0334448161", P: "0.0308837891"},
+		Clusters: &ClusterSummary{Clusters: 75, Cases: 299, Largest: 4, Flipping: 9, FlipRate: "0.04"},
 	}, func(raw []byte) error {
 		var r Report
 		return Unmarshal(raw, &r)

@@ -33,6 +33,10 @@ type Suite struct {
 	DataClassification string       `json:"dataClassification"`
 	Reference          Reference    `json:"reference"`
 	CreatedAt          time.Time    `json:"createdAt"`
+
+	// Accepted are further references of sampled texts, recorded with the same
+	// prompts: to be like one of them, or like Reference, is enough.
+	Accepted []AcceptedReference `json:"accepted,omitempty"`
 }
 
 // A Reference says how the golden outputs were recorded.
@@ -46,8 +50,12 @@ type Reference struct {
 	// perturbations made: asking again, in a batch with others, and with each
 	// input moved by one unit in the last place. Of texts it is for each of
 	// [NoiseOfTexts] what asking again made. Of an output whose decision is
-	// [DecideNearest] it is a cosine distance.
+	// [DecideNearest] it is a cosine distance. Of sampled texts there is none, and
+	// Sampled instead.
 	Noise map[string]float64 `json:"noise"`
+
+	// Sampled is how far the earlier half of the samples is from the later one.
+	Sampled *SampledFloor `json:"sampled,omitempty"`
 
 	// Perturbations names them, and Measured says how often each was made.
 	Perturbations []string `json:"perturbations"`
@@ -64,7 +72,12 @@ const (
 type Case struct {
 	ID      string `json:"id"`
 	Stratum string `json:"stratum"`
-	Label   string `json:"label,omitempty"` // what is right, if it is known; never compared
+	Label   string `json:"label,omitempty"` // what is right, if it is known; compared only by [MeasureAccuracy]
+
+	// Cluster is shared by cases that are not independent of each other: questions
+	// of one document, samples of one prompt. Whatever is inferred counts clusters,
+	// and a cluster flips if any of its cases does. Cases without one are their own.
+	Cluster string `json:"cluster,omitempty"`
 
 	// Slice tags the case for reports by group.
 	Slice map[string]string `json:"slice,omitempty"`
@@ -116,13 +129,53 @@ func (s Suite) Validate() error {
 		}
 	}
 	if s.Kind == KindTexts {
-		for _, name := range NoiseOfTexts {
-			if n, ok := s.Reference.Noise[name]; !ok || !(n >= 0) {
-				return fmt.Errorf("suite: the noise floor of %s was not measured", name)
-			}
+		if err := s.Reference.floorOfTexts(); err != nil {
+			return fmt.Errorf("suite: %w", err)
+		}
+	}
+	seen := map[string]bool{ReferenceName: true}
+	for _, a := range s.Accepted {
+		switch {
+		case a.Name == "" || seen[a.Name]:
+			return fmt.Errorf("suite: an accepted reference needs a name of its own, and %q is none", a.Name)
+		case s.Kind != KindTexts || a.Sampled == nil:
+			return fmt.Errorf("suite: accepted reference %s: it is for sampled texts", a.Name)
+		case a.RecordedAt.IsZero():
+			return fmt.Errorf("suite: accepted reference %s: recordedAt is missing", a.Name)
+		}
+		seen[a.Name] = true
+		if err := a.floorOfTexts(); err != nil {
+			return fmt.Errorf("suite: accepted reference %s: %w", a.Name, err)
 		}
 	}
 	return nil
+}
+
+// floorOfTexts says what was not measured of a reference of texts, or nil: the
+// floor of sampled ones, or each of [NoiseOfTexts].
+func (r Reference) floorOfTexts() error {
+	if f := r.Sampled; f != nil {
+		if !(f.Unseen >= 0) || !(f.Upper >= f.Distance) {
+			return errors.New("the distance between the halves of its samples was not measured")
+		}
+		return nil
+	}
+	for _, name := range NoiseOfTexts {
+		if n, ok := r.Noise[name]; !ok || !(n >= 0) {
+			return fmt.Errorf("the noise floor of %s was not measured", name)
+		}
+	}
+	return nil
+}
+
+// ReferenceName is what the first reference is called beside accepted ones.
+const ReferenceName = "reference"
+
+// An AcceptedReference is a further one that an environment of sampled texts may
+// be like: of another precision, for example, that is allowed too.
+type AcceptedReference struct {
+	Name string `json:"name"`
+	Reference
 }
 
 // Criteria judge a replay: criteria.json of a suite. What they say is fixed
@@ -131,8 +184,9 @@ func (s Suite) Validate() error {
 // Version 1 has outputs with tolerances and decisions, and the plan. Version 2
 // adds the candidate's noise floor and limits, and its report says more; criteria
 // of texts are of version 2. Version 3 adds embeddings and further measures and
-// decisions, and its report says more again. A suite of an earlier version
-// means, and reports, what it always did.
+// decisions, and its report says more again. Version 4 adds sampled texts, clusters
+// of cases and accuracy. A suite of an earlier version means, and reports, what it
+// always did.
 type Criteria struct {
 	Version int `json:"version"`
 
@@ -181,10 +235,16 @@ const (
 	MeasureHellinger = "hellinger"       // between two distributions over classes, as the next two
 	MeasureJS        = "jensen-shannon"  // in nats
 	MeasureKL        = "kl-divergence"   // of got from want, in nats; infinite if got excludes what want has, and then not shown
+
+	// MeasureAccuracy is how much the share of right decisions falls from the
+	// reference to the environment, over the claim cases that have a label (version
+	// 4). Whoever does not answer is wrong. It names no output: right is what the
+	// first one that decides, or the text, says as the label does.
+	MeasureAccuracy = "accuracy-loss"
 )
 
 // Measures lists them.
-var Measures = []string{MeasureBias, MeasureAbsolute, MeasureVariation, MeasureHellinger, MeasureJS, MeasureKL, MeasureCosine, MeasureNorm, MeasureSlow}
+var Measures = []string{MeasureBias, MeasureAbsolute, MeasureVariation, MeasureHellinger, MeasureJS, MeasureKL, MeasureCosine, MeasureNorm, MeasureSlow, MeasureAccuracy}
 
 // measuresOfVersion3 are those that no earlier criteria have.
 var measuresOfVersion3 = []string{MeasureNorm, MeasureHellinger, MeasureJS, MeasureKL, MeasureFirstToken, MeasureToken}
@@ -247,7 +307,7 @@ type BinomialPlan struct {
 func (c Criteria) Validate() error {
 	p := c.Plan
 	switch {
-	case c.Version < 1 || c.Version > 3:
+	case c.Version < 1 || c.Version > 4:
 		return fmt.Errorf("criteria: version %d is unknown", c.Version)
 	case c.Version == 1 && (c.Noise != nil || len(c.Limits) > 0):
 		return errors.New("criteria: noise and limits are of version 2")
@@ -255,6 +315,8 @@ func (c Criteria) Validate() error {
 		return fmt.Errorf("criteria: version %d needs noise.ratio, of at least 1", c.Version)
 	case len(c.Outputs) == 0 && c.Text == nil:
 		return errors.New("criteria: no output is compared")
+	case c.Text != nil && c.Text.Sampled != nil && (c.Version < 4 || p.Allowed != 0 || p.N < MinPrompts):
+		return fmt.Errorf("criteria: sampled texts are of version 4, take at least %d prompts, and nothing of them flips that could be allowed", MinPrompts)
 	case c.Text != nil && (len(c.Outputs) > 0 || c.Version == 1):
 		return errors.New("criteria: text is of version 2, and has no outputs beside it")
 	case !(p.Margin > 0 && p.Margin < 1) || !(p.Alpha > 0 && p.Alpha < 1) || !(p.Beta > 0 && p.Beta < 1):
@@ -297,12 +359,20 @@ func (c Criteria) Validate() error {
 			return fmt.Errorf("criteria: measure %q is none of %s", l.Measure, strings.Join(measures, ", "))
 		case c.Version < 3 && slices.Contains(measuresOfVersion3, l.Measure):
 			return fmt.Errorf("criteria: measure %s is of version 3", l.Measure)
+		case c.Version < 4 && l.Measure == MeasureAccuracy:
+			return fmt.Errorf("criteria: measure %s is of version 4", l.Measure)
+		case c.Text != nil && c.Text.Sampled != nil && (l.Measure == MeasureEdit || l.Measure == MeasureLogprob || l.Measure == MeasureAccuracy):
+			return fmt.Errorf("criteria: %s compares an answer with the golden one, and sampled texts are not to be the same", l.Measure)
+		case l.Measure == MeasureAccuracy && c.Text != nil && c.Text.Decision == DecideToolCalls, l.Measure == MeasureAccuracy && c.Text == nil && c.Outputs[0].Decision.Kind == DecideNearest:
+			return fmt.Errorf("criteria: %s needs a decision that a label can be held against", l.Measure)
+		case l.Measure == MeasureAccuracy && !(l.Margin < 1):
+			return fmt.Errorf("criteria: %s: the margin is a share, and below 1", l.Measure)
 		case c.Text != nil && l.Output != "":
 			return fmt.Errorf("criteria: %s is of the whole text, and names no output", l.Measure)
 		case !(l.Margin > 0):
 			return fmt.Errorf("criteria: %s: a limit without a positive margin claims nothing", l.Measure)
-		case c.Text == nil && (l.Measure == MeasureSlow) != (l.Output == ""):
-			return fmt.Errorf("criteria: %s: it has to name an output, and only latency has none", l.Measure)
+		case c.Text == nil && (l.Measure == MeasureSlow || l.Measure == MeasureAccuracy) != (l.Output == ""):
+			return fmt.Errorf("criteria: %s: it has to name an output, and only latency and accuracy have none", l.Measure)
 		}
 	}
 	return nil

@@ -31,8 +31,18 @@ type Text struct {
 	// embeddings there are none: the golden vector is among the tensors.
 	Choices []TextChoice `json:"choices"`
 
+	// Accepted are the golden answers of further references, in the order in which
+	// the suite names them (sampled texts).
+	Accepted []AcceptedChoices `json:"accepted,omitempty"`
+
 	// Usage is what the reference counted, if it said so.
 	Usage *TextUsage `json:"usage,omitempty"`
+}
+
+// AcceptedChoices are what one of the further references answered.
+type AcceptedChoices struct {
+	Name    string       `json:"name"`
+	Choices []TextChoice `json:"choices"`
 }
 
 // A TextChoice is one of the texts of an answer.
@@ -128,6 +138,62 @@ type TextCriteria struct {
 	// Tie is the lead in log probability up to which two tokens count as equally
 	// likely: a border case that flips there is a tie.
 	Tie float64 `json:"tie"`
+
+	// Sampled is for texts that are drawn at random ([DecideSampled], version 4).
+	Sampled *SampledCriteria `json:"sampled,omitempty"`
+}
+
+// SampledCriteria say how texts are compared that are drawn at random, at a
+// temperature above 0. No two of them need be the same; what is compared is the
+// distribution that they are drawn from, prompt by prompt: the squared maximum
+// mean discrepancy with the kernel "share of positions with the same symbol"
+// (Gao, Liang and Guestrin, arXiv 2410.20247). It is 0 for the same distribution
+// and 2 for two texts that are always the same and have nothing in common.
+//
+// The plan is then about that distance and not about flips: an environment is
+// certified if its mean over the prompts is shown to be below Margin, with
+// confidence 1 - Alpha. N counts prompts, and Allowed is 0. Each sample is a case
+// (with several choices, so many samples), and the cases of one prompt have its
+// id as their cluster.
+type SampledCriteria struct {
+	Samples int    `json:"samples"`          // of each prompt, from each reference and from the environment
+	Unit    string `json:"unit"`             // of symbols: UnitCharacters or UnitTokens
+	Prefix  int    `json:"prefix,omitempty"` // symbols from the beginning that are compared; 0 is all
+	Seeds   string `json:"seeds"`            // SeedsEach or SeedsNone
+
+	// Temperature is put into every request; 0 is that each says its own.
+	Temperature float64 `json:"temperature,omitempty"`
+}
+
+// MinPrompts is how many prompts sampled texts need at least: with fewer, a mean
+// over them has no error that can be relied upon. MaxSamples is how many samples
+// of each there are at most.
+const (
+	MinPrompts = 10
+	MaxSamples = 999
+)
+
+// Units of symbols. For tokens the requests have to ask for log probabilities.
+const (
+	UnitCharacters = "characters" // Unicode code points
+	UnitTokens     = "tokens"
+)
+
+// What is sent as the seed of a request. Two runs of one program with one seed
+// draw the same texts, and look more alike than what they are drawn from; so no
+// two requests of a suite and its replays have the same one.
+const (
+	SeedsEach = "each" // one for every sample, and others for the environment than for each reference
+	SeedsNone = "none" // no seed: the server draws its own
+)
+
+// A SampledFloor is what the earlier half of a reference's samples and the later
+// one show when they are compared as reference and environment are. They are half
+// as many, so that its numbers are on the careful side of what a replay shows.
+type SampledFloor struct {
+	Distance float64 `json:"distance"` // unbiased, and so around 0, if the reference did not change
+	Upper    float64 `json:"upper"`    // it is below that, with the plan's confidence
+	Unseen   float64 `json:"unseen"`   // the smallest distance that would be refused with probability 1 - Beta
 }
 
 // Decisions of texts. Each is made of all choices of an answer, by index.
@@ -136,10 +202,11 @@ const (
 	DecideAnswer    = "extracted-answer" // what Pattern or Pointer finds, normalized
 	DecideToolCalls = "tool-calls"       // functions in order, arguments as canonical JSON
 	DecideToken     = "first-token"      // the first token; the request has to ask for log probabilities
+	DecideSampled   = "sampled-text"     // nothing in one answer: see SampledCriteria
 )
 
 // TextDecisions lists them.
-var TextDecisions = []string{DecideText, DecideAnswer, DecideToolCalls, DecideToken}
+var TextDecisions = []string{DecideText, DecideAnswer, DecideToolCalls, DecideToken, DecideSampled}
 
 // Measures of texts that a limit can be on, one number a case.
 const (
@@ -153,12 +220,22 @@ const (
 )
 
 // MeasuresOfTexts lists them.
-var MeasuresOfTexts = []string{MeasureEdit, MeasureLogprob, MeasureSlow, MeasureFirstToken, MeasureToken}
+var MeasuresOfTexts = []string{MeasureEdit, MeasureLogprob, MeasureSlow, MeasureFirstToken, MeasureToken, MeasureAccuracy}
 
 func (c TextCriteria) validate() error {
 	switch {
 	case !slices.Contains(TextDecisions, c.Decision):
 		return fmt.Errorf("criteria: decision %q is none of %s", c.Decision, strings.Join(TextDecisions, ", "))
+	case (c.Decision == DecideSampled) != (c.Sampled != nil):
+		return fmt.Errorf("criteria: %s needs to say how many samples, and no other decision may", DecideSampled)
+	case c.Sampled != nil && (c.Sampled.Samples < 4 || c.Sampled.Samples > MaxSamples || c.Sampled.Prefix < 0):
+		return fmt.Errorf("criteria: sampled texts need from 4 to %d samples of a prompt, and a prefix that is not negative", MaxSamples)
+	case c.Sampled != nil && !(c.Sampled.Temperature >= 0 && c.Sampled.Temperature <= 100):
+		return fmt.Errorf("criteria: temperature %v is none", c.Sampled.Temperature)
+	case c.Sampled != nil && c.Sampled.Seeds != SeedsEach && c.Sampled.Seeds != SeedsNone:
+		return fmt.Errorf("criteria: seeds %q is neither %s nor %s", c.Sampled.Seeds, SeedsEach, SeedsNone)
+	case c.Sampled != nil && c.Sampled.Unit != UnitCharacters && c.Sampled.Unit != UnitTokens:
+		return fmt.Errorf("criteria: unit %q is neither %s nor %s", c.Sampled.Unit, UnitCharacters, UnitTokens)
 	case !(c.Tie >= 0):
 		return errors.New("criteria: text.tie must not be negative")
 	case c.Decision != DecideAnswer && (c.Pattern != "" || c.Pointer != ""):

@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"math"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -20,7 +22,9 @@ import (
 // An OpenAI server answers chats, completions and embeddings as OpenAI's does,
 // from a model without weights: it says the question's words in reverse, and
 // calls a tool for "weather in CITY". Its tokens are words with the space in
-// front. OpenAI's own Go client reads it (see the module openai/official).
+// front. Asked with a temperature, it draws each word or one of four others in its
+// place, from the seed of the request or, without one, anew. OpenAI's own Go client
+// reads it (see the module openai/official).
 type OpenAI struct {
 	*httptest.Server
 
@@ -33,7 +37,8 @@ type OpenAI struct {
 	Context int
 
 	mu       sync.Mutex
-	requests int // guarded by mu
+	requests int            // guarded by mu
+	drawn    map[string]int // guarded by mu: how often a prompt was answered at random
 }
 
 // SetMisbehave sets Misbehave of a server that runs already.
@@ -59,6 +64,12 @@ var OpenAIEmbeddingFaults = []string{"coarse", "narrow", "long", "zero", "swappe
 
 // OpenAIStreamFaults are further words for streams.
 var OpenAIStreamFaults = []string{"error-in-stream", "no-done", "canary-in-stream", "other-id-in-stream", "no-usage", "after-done"}
+
+// OpenAIDrawFaults are further words for answers that are drawn at random: at twice
+// the temperature or at half of it, always with one seed whatever the request says,
+// or with the seeds 0, 1, 2, … for each prompt, as every server that was started with
+// --seed does.
+var OpenAIDrawFaults = []string{"hot", "cold", "pinned-seed", "seeds-from-start"}
 
 // NewOpenAI starts a server that behaves. Its model is "parrot"; answers give
 // the full name "parrot-2026-03-01".
@@ -93,6 +104,7 @@ type openAIRequest struct {
 	Prompt              any      `json:"prompt"`
 	Input               any      `json:"input"`
 	Temperature         *float64 `json:"temperature"`
+	Seed                *int64   `json:"seed"`
 	TopP                *float64 `json:"top_p"`
 	N                   *int     `json:"n"`
 	MaxTokens           *int     `json:"max_tokens"`
@@ -167,7 +179,7 @@ func (s *OpenAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if misbehave != nil {
 		fault = misbehave(n)
 	}
-	a := &openAIAnswer{q: q, fault: fault, w: w, model: parrotFull, id: fmt.Sprintf("fake-%d", n)}
+	a := &openAIAnswer{s: s, q: q, fault: fault, w: w, model: parrotFull, id: fmt.Sprintf("fake-%d", n)}
 	switch fault {
 	case "wrong-model":
 		a.model = "parakeet"
@@ -243,6 +255,7 @@ func (s *OpenAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // An openAIAnswer is one being made.
 type openAIAnswer struct {
+	s            *OpenAI
 	q            openAIRequest
 	fault        string
 	w            http.ResponseWriter
@@ -299,27 +312,12 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 	if a.fault == "silent-canary" {
 		tokens = append([]string{" well"}, tokens...)
 	}
-	finish := "stop"
+	reason := "stop"
 	text := strings.Join(last, "")
 	var call map[string]any
 	if m := weather.FindStringSubmatch(text); a.chat && m != nil && len(q.Tools) > 0 && q.ToolChoice != "none" {
-		tokens, finish = nil, "tool_calls"
+		tokens, reason = nil, "tool_calls"
 		call = map[string]any{"id": "call_1", "type": "function", "function": map[string]any{"name": q.Tools[0].Function.Name, "arguments": `{"city": "` + m[1] + `"}`}}
-	}
-	for _, s := range stops(q.Stop) {
-		for i := range tokens {
-			if strings.Contains(strings.Join(tokens[:i+1], ""), s) && a.fault != "ignore-stop" {
-				tokens = tokens[:i] // the stop sequence is a word, or within one
-				break
-			}
-		}
-	}
-	if a.fault == "ignore-max-tokens" {
-		for len(tokens) <= limit {
-			tokens = append(tokens, " more")
-		}
-	} else if len(tokens) > limit {
-		tokens, finish = tokens[:limit], "length"
 	}
 	n := 1
 	if q.N != nil {
@@ -331,7 +329,32 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 	case "extra-choice":
 		n++
 	}
-	counted := len(tokens) * n
+	type choice struct {
+		tokens []string
+		finish string
+	}
+	said := make([]choice, n)
+	counted := 0
+	for i, tokens := range a.draw(text, tokens, n) {
+		finish := reason
+		for _, s := range stops(q.Stop) {
+			for i := range tokens {
+				if strings.Contains(strings.Join(tokens[:i+1], ""), s) && a.fault != "ignore-stop" {
+					tokens = tokens[:i] // the stop sequence is a word, or within one
+					break
+				}
+			}
+		}
+		if a.fault == "ignore-max-tokens" {
+			for len(tokens) <= limit {
+				tokens = append(tokens, " more")
+			}
+		} else if len(tokens) > limit {
+			tokens, finish = tokens[:limit], "length"
+		}
+		said[i] = choice{tokens, finish}
+		counted += len(tokens)
+	}
 	if call != nil {
 		counted = 5 * n
 	}
@@ -342,7 +365,8 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 	if !a.streaming() {
 		choices := []any{}
 		for i := range n {
-			c := map[string]any{"index": i, "finish_reason": a.finish(finish), "logprobs": a.logprobs(tokens)}
+			tokens := said[i].tokens
+			c := map[string]any{"index": i, "finish_reason": a.finish(said[i].finish), "logprobs": a.logprobs(tokens)}
 			if a.chat {
 				m := map[string]any{"role": "assistant", "content": strings.Join(tokens, ""), "refusal": nil}
 				if call != nil {
@@ -388,7 +412,7 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 				event(piece(i, map[string]any{"tool_calls": []any{map[string]any{"index": 0, "function": map[string]any{"arguments": part}}}}, nil, nil))
 			}
 		}
-		for k, t := range tokens {
+		for k, t := range said[i].tokens {
 			if a.fault == "lost-token" && k == 1 {
 				continue
 			}
@@ -403,7 +427,7 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 			}
 			event(piece(i, map[string]any{"content": t}, []string{t}, nil))
 		}
-		event(piece(i, map[string]any{}, nil, a.finish(finish)))
+		event(piece(i, map[string]any{}, nil, a.finish(said[i].finish)))
 	}
 	if q.StreamOptions.IncludeUsage && a.fault != "no-usage" {
 		event(map[string]any{"choices": []any{}, "usage": usage})
@@ -415,6 +439,68 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 		event(piece(0, map[string]any{"content": "!"}, nil, nil))
 	}
 	return b
+}
+
+// draw returns the words of n choices: the model's own, or, with a temperature,
+// others in their places, the likelier the lower their number. The logits are those
+// that logprobs says.
+func (a *openAIAnswer) draw(prompt string, tokens []string, n int) [][]string {
+	all := make([][]string, n)
+	temperature := 0.0
+	const others = 4
+	if a.q.Temperature != nil {
+		temperature = *a.q.Temperature
+	}
+	seed := int64(-1)
+	if a.q.Seed != nil {
+		seed = *a.q.Seed
+	}
+	if temperature > 0 {
+		a.s.mu.Lock()
+		if a.s.drawn == nil {
+			a.s.drawn = map[string]int{}
+		}
+		started := a.s.drawn[prompt]
+		a.s.drawn[prompt]++
+		a.s.mu.Unlock()
+		switch {
+		case a.fault == "hot":
+			temperature *= 2
+		case a.fault == "cold":
+			temperature /= 2
+		case a.fault == "pinned-seed":
+			seed = 0
+		case a.fault == "seeds-from-start":
+			seed = int64(started)
+		}
+	}
+	for i := range all {
+		all[i] = slices.Clone(tokens)
+		if temperature == 0 {
+			continue
+		}
+		rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+		if seed >= 0 {
+			h := fnv.New64a()
+			fmt.Fprintf(h, "%s\x00%d", prompt, i)
+			rng = rand.New(rand.NewPCG(uint64(seed), h.Sum64()))
+		}
+		for k, t := range tokens {
+			at, total := rng.Float64(), 0.0
+			for other := range 1 + others {
+				total += math.Exp(-1.5 * float64(other) / temperature)
+			}
+			for other := range 1 + others {
+				p := math.Exp(-1.5*float64(other)/temperature) / total
+				if at < p {
+					break
+				}
+				at -= p
+				all[i][k] = fmt.Sprintf("%s%d", t, other+1)
+			}
+		}
+	}
+	return all
 }
 
 func (a *openAIAnswer) finish(reason string) any {
