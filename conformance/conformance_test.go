@@ -469,12 +469,18 @@ func TestAVerdictCanBeMadeAgain(t *testing.T) {
 	}
 	emulator, noEmulator := exec.LookPath("qemu-aarch64-static")
 	in, want := []byte{}, []byte(everyBit())
-	for _, r := range []*Replayed{r, second(newBench(t, shifted(0.2)), close...).replay(), second(newBench(t, rounding), close...).replay()} {
-		raw, err := attest.Marshal(judged(t, r))
+	verdicts := map[attest.Verdict]int{}
+	for _, r := range everyKind(t) {
+		report := judged(t, r)
+		raw, err := attest.Marshal(report)
 		if err != nil {
 			t.Fatal(err)
 		}
+		verdicts[report.Verdict]++
 		in, want = append(in, mustJSON(r)...), append(want, raw...)
+	}
+	if verdicts[attest.Certified] < 2 || verdicts[attest.Rejected] < 3 || verdicts[attest.Inconclusive] < 1 {
+		t.Errorf("the verdicts are %v", verdicts)
 	}
 	for how, cmd := range map[string]*exec.Cmd{
 		"GOMAXPROCS=1 TZ=UTC": exec.Command(os.Args[0]), "GOMAXPROCS=2 TZ=Asia/Kolkata": exec.Command(os.Args[0]), "GOMAXPROCS=2 TZ=America/St_Johns": exec.Command(emulator, arm),

@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -169,12 +170,12 @@ func trade(a, b int) func([]float32) []float32 {
 	}
 }
 
-// Which two labels are the greatest must not flip: which of the two is before the
-// other may, and which is third may not become second.
-func TestTopK(t *testing.T) {
+// ranked is a suite of which two labels of four are decided to be the greatest.
+func ranked(t testing.TB, limits ...attest.Limit) *Suite {
+	t.Helper()
 	s := targettest.NewServer(t, four)
 	c := criteria(59, 0)
-	c.Version, c.Noise = 3, &attest.NoiseCriteria{Ratio: 4}
+	c.Version, c.Noise, c.Limits = 3, &attest.NoiseCriteria{Ratio: 4}, limits
 	c.Outputs[0].Absolute = 1 // the numbers are not what is tested
 	c.Outputs[0].Decision = attest.Decision{Kind: attest.DecideTopK, Labels: []string{"a", "b", "c", "d"}, K: 2}
 	suite, err := Record(t.Context(), connect(t, s), RecordOptions{
@@ -184,6 +185,13 @@ func TestTopK(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return suite
+}
+
+// Which two labels are the greatest must not flip: which of the two is before the
+// other may, and which is third may not become second.
+func TestTopK(t *testing.T) {
+	suite := ranked(t)
 	// Border cases are those in which the second is hardly before the third.
 	margins := map[string][]float64{}
 	for _, c := range suite.Cases {
@@ -269,4 +277,53 @@ func TestReportedDistance(t *testing.T) {
 	if n := judged(t, second(newBench(t, scorer)).replay()).Numerics[0]; n.MaxULP != "0" || n.SNR != "inf" || n.Cosine != "1" {
 		t.Errorf("of the same numbers: %+v", n)
 	}
+}
+
+// everyKind returns replays of every kind of suite and with every verdict; in a
+// long test also of every decision and limit.
+func everyKind(t testing.TB) (list []*Replayed) {
+	t.Helper()
+	list = append(list, newBench(t, shifted(0.2)).replay(), second(newBench(t, shifted(0.2)), close...).replay(), second(newBench(t, rounding), close...).replay())
+	// Nobody answers some of the cases.
+	silent := second(newBench(t, scorer), attest.Limit{Measure: attest.MeasureSlow, Margin: 60_000})
+	silent.server.Misbehave = func(n int) string {
+		if n%9 == 8 {
+			return "close"
+		}
+		return ""
+	}
+	list = append(list, silent.replay())
+	var limits []attest.Limit
+	for _, measure := range slices.Sorted(maps.Keys(divergences)) {
+		limits = append(limits, attest.Limit{Measure: measure, Output: "probabilities", Margin: 0.5})
+	}
+	suite := ranked(t, limits...)
+	models := []func([]float32) []float32{trade(0, 1), trade(1, 2)}
+	decisions := []attest.TextCriteria{{Decision: attest.DecideText, Tie: 1e-3}}
+	if soak() {
+		models = append(models, four)
+		decisions = append(decisions, attest.TextCriteria{Decision: attest.DecideToken}, attest.TextCriteria{Decision: attest.DecideAnswer, Pattern: `is (\d+) number`})
+	}
+	for _, model := range models {
+		list = append(list, (&bench{t: t, suite: suite, server: targettest.NewServer(t, model), dir: t.TempDir()}).replay())
+	}
+	edits := []attest.Limit{{Measure: attest.MeasureEdit, Margin: 0.01}, {Measure: attest.MeasureLogprob, Margin: 0.01}}
+	for _, decision := range decisions {
+		b := newTextBench(t, textCandidates(withLogprobs), textCriteria(decision, edits...))
+		other, broken := b.after("silent-canary", func(n int) bool { return n%3 == 0 }), b.after("nan", fourth)
+		list = append(list, b.replay(other))
+		if soak() {
+			list = append(list, b.replay(nil), b.replay(broken))
+		}
+	}
+	vectors := newEmbeddingBench(t, "", turning...)
+	swapped := vectors.after("swapped", every)
+	list = append(list, vectors.replay(nil))
+	if !soak() {
+		return list
+	}
+	list = append(list, vectors.replay(swapped), streamed(t, 368, []attest.Limit{{Measure: attest.MeasureFirstToken, Margin: 100}, {Measure: attest.MeasureToken, Margin: 10}}, func(i int) pace {
+		return pace{time.Duration(i) * time.Millisecond, time.Duration(i) * 100 * time.Microsecond}
+	}))
+	return list
 }
