@@ -28,7 +28,7 @@ func words(rng *rand.Rand, n int, p float64) [][]int32 {
 // stated.
 func TestLevelAndPowerOfSampledTexts(t *testing.T) {
 	const margin, alpha, beta, samples = 0.05, 0.05, 0.2, 8
-	runs, prompts := simulations(400, 10_000), 30
+	runs, prompts := simulations(120, 10_000), 30
 	// Of words whose probabilities are p and p + d, the distance is 2 d².
 	at := func(distance float64) float64 { return math.Sqrt(distance / 2) }
 	run := func(round int, distance float64, uneven bool) ClusterTest {
@@ -108,7 +108,7 @@ func TestLevelAndPowerOfSampledTexts(t *testing.T) {
 // Samples that two sides have in common are too much alike for two draws: all of
 // them in another order, or half of them; and draws of one distribution are not.
 func TestAlike(t *testing.T) {
-	runs := simulations(200, 5_000)
+	runs := simulations(60, 5_000)
 	count := func(shared int) (alike, same int) {
 		for i := range runs {
 			rng := rand.New(rand.NewPCG(uint64(i), 12))
