@@ -30,6 +30,7 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 	"complement": func(beta string) string { return typeset(complement(beta)) },
 	"micros":     micros,
 	"budgets":    func(t *attest.Traffic) string { return budgets(*t) },
+	"threads":    func(p *attest.ProbeCounts) string { return threadWords(*p) },
 	"errorPlot":  errorPlot, "turnPlot": turnPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot, "pacePlots": pacePlots,
 }).Parse(pageText))
 

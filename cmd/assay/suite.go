@@ -32,6 +32,7 @@ func newSuiteCommand(g *globals) *cobra.Command {
 type suiteOptions struct {
 	cases, model, draft, seal string
 	target                    targetFlags
+	noiseAt                   noiseFlags
 	criteriaFlags
 }
 
@@ -49,12 +50,12 @@ type criteriaFlags struct {
 	limits                    []string
 	decide, answer, answerAt  string
 	tie                       float64
-	nearest                   bool
+	nearest, bothWays         bool
 	top                       int
 }
 
 // criteriaNames are the flags, all of which a draft stands for.
-var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie", "nearest", "top-k"}
+var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie", "nearest", "top-k", "both-ways"}
 
 func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
@@ -77,6 +78,7 @@ func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.decide, "decide", "", "the cases are requests, and this must not flip in the texts of the answers: "+strings.Join(attest.TextDecisions, ", "))
 	f.StringVar(&o.answer, "answer", "", "for extracted-answer: a regular expression (RE2) with one group, which is the answer; the last match counts")
 	f.StringVar(&o.answerAt, "answer-at", "", "for extracted-answer: the JSON Pointer of the answer in a text that is JSON")
+	f.BoolVar(&o.bothWays, "both-ways", false, "of texts: every case is asked streamed and whole, here and in every replay, and the two answers have to be the same")
 	f.Float64Var(&o.tie, "tie", 1e-3, "of texts: the lead in log probability up to which two tokens are equally likely, so that a border case that flips there is a tie")
 }
 
@@ -115,6 +117,9 @@ func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 		}
 		criteria.Outputs[0].Relative, criteria.Outputs[0].Decision = 0, attest.Decision{Kind: attest.DecideNearest, Labels: []string{}}
 	}
+	if o.bothWays && o.decide == "" {
+		return attest.Criteria{}, usagef("--both-ways is of texts, which --decide is for")
+	}
 	if o.decide != "" {
 		for _, name := range []string{"labels", "output", "threshold", "threshold-index", "top-k", "absolute", "relative", "noise-factor"} {
 			if f.Changed(name) {
@@ -122,7 +127,7 @@ func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 			}
 		}
 		criteria.Outputs = []attest.OutputCriteria{}
-		criteria.Text = &attest.TextCriteria{Decision: o.decide, Pattern: o.answer, Pointer: o.answerAt, Tie: o.tie}
+		criteria.Text = &attest.TextCriteria{Decision: o.decide, Pattern: o.answer, Pointer: o.answerAt, Tie: o.tie, BothWays: o.bothWays}
 	}
 	for _, text := range o.limits {
 		l, err := parseLimit(text)
@@ -160,7 +165,13 @@ Embeddings (--nearest) are golden vectors, kept as bits: of an endpoint that is
 asked with requests, or of an output of tensors. What must not flip is which
 vector of another claim case is the nearest, as in a search whose index the
 reference made; how far a vector turns has the tolerance --absolute, as a cosine
-distance, and --limit cosine-distance:embedding=… bounds the mean.`,
+distance, and --limit cosine-distance:embedding=… bounds the mean.
+
+The noise floor is what asking again does, in ways that should change nothing.
+With --noise-url another number of threads is one of them, at a second endpoint
+of the reference. It may change no more than --noise-ratio times what the other
+ways did, or than what the criteria call no difference anyway (--absolute, for
+texts --tie and --margin): beyond, it is another model, and nothing is recorded.`,
 		Example: `  assay suite record credit/suite:1 --model credit/scorer:1.4.0 --url http://127.0.0.1:8000 --name credit --version 1.4.0 \
       --cases cases.jsonl --labels decline,approve --threshold 0.5 --classification synthetic
   assay suite record help/suite:1 --model help/assistant:2 --protocol openai-chat --url http://127.0.0.1:8000/v1 --name assistant --version assistant-2 \
@@ -174,6 +185,7 @@ distance, and --limit cosine-distance:embedding=… bounds the mean.`,
 	f.StringVar(&o.cases, "cases", "", "the file with the cases (JSON lines)")
 	f.StringVar(&o.model, "model", "", "the model version that the reference serves")
 	o.target.register(f, "name")
+	o.noiseAt.register(f)
 	o.criteriaFlags.register(f)
 	f.StringVar(&o.seal, "seal", "", sealUsage)
 	f.StringVar(&o.draft, "draft", "", "the folder of a draft, which has the cases and what is claimed")
@@ -239,6 +251,9 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 	if err := sealable(candidates, o.seal); err != nil {
 		return err
 	}
+	if opt.Threads, err = o.noiseAt.find(ctx, reference); err != nil {
+		return err
+	}
 	bar := g.progress("recording", int64(opt.Requests()), false)
 	opt.Progress = func(n int) { bar.Add(int64(n)) }
 	suite, err := conformance.Record(ctx, tg, opt)
@@ -301,6 +316,9 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 			}
 		}
 		if t := s.Criteria.Text; t != nil {
+			if t.BothWays {
+				fmt.Fprintf(w, "  every case is asked streamed and whole, and the two answers have to be the same\n")
+			}
 			fmt.Fprintf(w, "  what must not flip in its texts: %s\n", strings.TrimSpace(t.Decision+" "+t.Pattern+t.Pointer))
 			for _, name := range attest.NoiseOfTexts {
 				fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: %s)\n", name, stats.Format(s.Document.Reference.Noise[name]), s.Document.Reference.Measured, strings.Join(s.Document.Reference.Perturbations, ", "))

@@ -52,6 +52,9 @@ type Reference struct {
 	// Perturbations names them, and Measured says how often each was made.
 	Perturbations []string `json:"perturbations"`
 	Measured      int      `json:"measured"`
+
+	// Threads says what another number of threads did; nil if they were not varied.
+	Threads *ReferenceThreads `json:"threads,omitempty"`
 }
 
 // Strata of cases.
@@ -120,6 +123,11 @@ func (s Suite) Validate() error {
 			if n, ok := s.Reference.Noise[name]; !ok || !(n >= 0) {
 				return fmt.Errorf("suite: the noise floor of %s was not measured", name)
 			}
+		}
+	}
+	if t := s.Reference.Threads; t != nil {
+		if err := t.Validate(s.Reference.Noise); err != nil {
+			return fmt.Errorf("suite: %w", err)
 		}
 	}
 	return nil
@@ -288,6 +296,9 @@ func (c Criteria) Validate() error {
 	if c.Text != nil {
 		if err := c.Text.validate(); err != nil {
 			return err
+		}
+		if c.Text.BothWays && c.Version < 3 {
+			return errors.New("criteria: text.bothWays is of version 3")
 		}
 		measures = MeasuresOfTexts
 	}

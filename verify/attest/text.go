@@ -128,6 +128,10 @@ type TextCriteria struct {
 	// Tie is the lead in log probability up to which two tokens count as equally
 	// likely: a border case that flips there is a tie.
 	Tie float64 `json:"tie"`
+
+	// BothWays says that every case is asked streamed and whole, and that the two
+	// answers have to be the same (from version 3 on).
+	BothWays bool `json:"bothWays,omitempty"`
 }
 
 // Decisions of texts. Each is made of all choices of an answer, by index.
@@ -205,4 +209,18 @@ type TextSummary struct {
 	Tokens     int    `json:"tokens"`  // positions whose log probabilities were compared
 	MaxLogprob string `json:"maxLogprob"`
 	TopMissing int    `json:"topMissing"` // of the reference's most likely tokens, those that were not listed
+
+	BothWays *BothWays `json:"bothWays,omitempty"` // of plans that have cases asked streamed and whole
+}
+
+// BothWays counts the cases that were asked streamed and whole.
+type BothWays struct {
+	Planned  int `json:"planned"`
+	Compared int `json:"compared"`
+	Same     int `json:"same"`
+
+	// Differ counts what is not the same, by class: "stream-text", "stream-tool-calls",
+	// "stream-choices", "stream-refusal", "stream-finish-reason", "stream-logprobs",
+	// "stream-usage", or how the second answer is none.
+	Differ map[string]int `json:"differ"`
 }

@@ -29,6 +29,10 @@ type OpenAI struct {
 	// OpenAIFaults.
 	Misbehave func(n int) string
 
+	// Threads is what the server declares of itself, as llama.cpp's example does; 0 is
+	// to say nothing. It changes nothing.
+	Threads int
+
 	// Context is how many tokens a question may have; 0 is 1,000.
 	Context int
 
@@ -125,7 +129,11 @@ func (s *OpenAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case "/v1/models":
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, `{"object":"list","data":[{"id":%q,"object":"model","created":1772323200,"owned_by":"fake"},{"id":%q,"object":"model","created":1772323200,"owned_by":"fake"}]}`, parrot, parrotFull)
+		meta := ""
+		if s.Threads > 0 {
+			meta = fmt.Sprintf(`,"meta":{"n_threads":%d}`, s.Threads)
+		}
+		fmt.Fprintf(w, `{"object":"list","data":[{"id":%q,"object":"model","created":1772323200,"owned_by":"fake"%[3]s},{"id":%[2]q,"object":"model","created":1772323200,"owned_by":"fake"%[3]s}]}`, parrot, parrotFull, meta)
 		return
 	case "/v1/chat/completions", "/v1/completions", "/v1/embeddings":
 	default:
