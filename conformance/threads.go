@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -101,38 +100,38 @@ func release(tg target.Target) {
 // a suite says of their threads, or nil. Whatever else differs, such as the
 // precision or the file that is served, makes the second another environment, and
 // what it answers no noise of the first.
-func sameThreads(t attest.Threads, a, b target.Description) error {
+func sameThreads(t attest.Threads, here, there target.Description) error {
 	for _, side := range []struct {
 		said int
-		d    *target.Description
-	}{{t.Own, &a}, {t.Other, &b}} {
-		if n := declaredThreads(*side.d); n != 0 && n != side.said {
+		d    target.Description
+	}{{t.Own, here}, {t.Other, there}} {
+		if n := declaredThreads(side.d); n != 0 && n != side.said {
 			return fmt.Errorf("%d threads were planned, and it declares %d", side.said, n)
 		}
-		side.d.Parameters = maps.Clone(side.d.Parameters)
-		for _, name := range threadParameters {
-			delete(side.d.Parameters, name)
-		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(merged(a.Parameters, b.Parameters))) {
-		if x, y := a.Parameters[name], b.Parameters[name]; x != y {
-			return fmt.Errorf("they are not the same but for their threads: %s is %q here and %q at the noise endpoint", name, x, y)
+	a, b := besideThreads(here), besideThreads(there)
+	names := maps.Clone(a)
+	maps.Copy(names, b)
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		if a[name] != b[name] {
+			return fmt.Errorf("the two endpoints are not the same but for their threads: %s is %q here and %q at the noise endpoint", name, a[name], b[name])
 		}
-	}
-	a.Parameters, b.Parameters = nil, nil
-	if !reflect.DeepEqual(a, b) {
-		return fmt.Errorf("they are not the same but for their threads: one is %+v and the noise endpoint is %+v", a, b)
 	}
 	return nil
 }
 
-func merged(a, b map[string]string) map[string]string {
-	out := maps.Clone(a)
-	if out == nil {
-		out = map[string]string{}
+// besideThreads is what a server declares, but for its threads.
+func besideThreads(d target.Description) map[string]string {
+	all := map[string]string{
+		"server": d.Server, "server version": d.ServerVersion, "model": d.Model, "platform": d.Platform,
+		"versions": strings.Join(d.Versions, ", "), "inputs": fmt.Sprint(d.Inputs), "outputs": fmt.Sprint(d.Outputs),
 	}
-	maps.Copy(out, b)
-	return out
+	for k, v := range d.Parameters {
+		if !slices.Contains(threadParameters, k) {
+			all["parameter "+k] = v
+		}
+	}
+	return all
 }
 
 // checkThreads is the pre-flight check of a plan that varies threads.

@@ -185,7 +185,7 @@ func TestNoiseEndpointsThatAreRefused(t *testing.T) {
 			s := declaring(t, 2, scorer)
 			s.Triton = true
 			return s
-		}(), 0, 0, "they are not the same but for their threads"},
+		}(), 0, 0, "the two endpoints are not the same but for their threads: parameter config.backend is "},
 	} {
 		o, err := FindThreads(t.Context(), targetOf(here), tc.there.URL, tc.own, tc.other)
 		if tc.want == "" && (err != nil || o.Own != 1 || o.Other != 2 || (o.DeclaredBy == attest.ByOperator) != (tc.there == silent)) ||
@@ -219,6 +219,17 @@ func coarse(in []float32) []float32 {
 	return []float32{1 - p, p}
 }
 
+// ulps is another number of threads, which moves sums by n units in the last place.
+func ulps(n int) func([]float32) []float32 {
+	return func(in []float32) []float32 {
+		p := scorer(in)[1]
+		for range n {
+			p = math.Nextafter32(p, 1)
+		}
+		return []float32{1 - p, p}
+	}
+}
+
 // A noise endpoint of another precision, which says that it differs in its threads
 // alone, widens no tolerance: at the reference it is refused, in a suite that was
 // made by hand too, and in an environment nothing can be concluded.
@@ -243,15 +254,22 @@ func TestADishonestNoiseEndpointWidensNothing(t *testing.T) {
 		t.Errorf("a suite whose floor nobody measured: %v", err)
 	}
 
-	honest := newThreadBench(t)
-	want := judged(t, honest.replay())
-	b = newThreadBench(t)
-	b.there = declaring(t, 2, coarse)
-	r := judged(t, b.replay())
+	// Where the tolerance is the noise's alone: honest threads are in it, others not.
+	tight := func(there func([]float32) []float32) *threadBench {
+		b := newThreadBench(t)
+		b.criteria.Outputs[0].Absolute = 1e-9
+		b.there = declaring(t, 2, there)
+		return b
+	}
+	want := judged(t, tight(scorer).replay())
+	if r := judged(t, tight(ulps(4)).replay()); r.Verdict != attest.Certified || number(r.Numerics[0].Tolerance) <= number(want.Numerics[0].Tolerance) || r.Numerics[0].CandidateNoise != r.Probes.Threads.Spreads[0].Most {
+		t.Errorf("%s: %v, %+v: the tolerance without that noise is %s", r.Verdict, r.Reasons, r.Numerics[0], want.Numerics[0].Tolerance)
+	}
+	r := judged(t, tight(coarse).replay())
 	if r.Verdict != attest.Inconclusive || r.Probes.Threads.Benign || !strings.Contains(strings.Join(r.Reasons, "; "), "the noise endpoint is another model or precision") {
 		t.Errorf("%s: %v, %+v", r.Verdict, r.Reasons, r.Probes.Threads)
 	}
-	if r.Numerics[0].Tolerance != want.Numerics[0].Tolerance {
+	if r.Numerics[0].Tolerance != want.Numerics[0].Tolerance || r.Numerics[0].CandidateNoise != want.Numerics[0].CandidateNoise {
 		t.Errorf("the tolerance is %s, and without it %s", r.Numerics[0].Tolerance, want.Numerics[0].Tolerance)
 	}
 	// The precision that it was to let pass is rejected with it as without it.

@@ -49,9 +49,10 @@ load: measure it idle, at its target --concurrency, and with --noise-traffic.
 Some cases are asked again in benign ways, to see how far answers spread that
 should be the same. With --noise-url they are asked at a second endpoint too,
 which has to be the same but for its number of threads. A program that is asked
-over exec-jsonl has it in its environment: name another one, which sets it and
-becomes the first (OMP_NUM_THREADS=2 exec PROGRAM "$@"). What differs by more than
-threads may is taken for another model, and widens no tolerance.
+over exec-jsonl has it in its environment: name another one, of the same name in
+another folder, which sets it and becomes the first (OMP_NUM_THREADS=2 exec
+PROGRAM "$@"). What differs by more than threads may is taken for another model,
+and widens no tolerance.
 
 An environment that answers 429 or 503 with Retry-After is left alone that long,
 by all questions, before anything else is asked; beyond --max-wait the replay

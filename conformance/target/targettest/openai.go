@@ -58,6 +58,11 @@ var OpenAIChoiceFaults = []string{
 	"nan", "null-logprob", "no-logprobs", "no-top-logprobs", "silent-canary", "lost-token", "drop-choice", "extra-choice", "no-finish", "ignore-max-tokens", "ignore-stop", "ignore-stream",
 }
 
+// OpenAIWayFaults are further words for chats. A word after "stream-" is of streams
+// alone, and one after "whole-" of answers that are whole, so that the two are not
+// the same: any word of the lists above, and these.
+var OpenAIWayFaults = []string{"other-call", "no-call", "usage-more", "finish-length", "refuses", "other-tokens"}
+
 // OpenAIEmbeddingFaults are further words for embeddings.
 var OpenAIEmbeddingFaults = []string{"coarse", "narrow", "long", "zero", "swapped"}
 
@@ -174,6 +179,17 @@ func (s *OpenAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := ""
 	if misbehave != nil {
 		fault = misbehave(n)
+	}
+	if of, ok := strings.CutPrefix(fault, "stream-"); ok {
+		fault = ""
+		if q.Stream {
+			fault = of
+		}
+	} else if of, ok := strings.CutPrefix(fault, "whole-"); ok {
+		fault = ""
+		if !q.Stream {
+			fault = of
+		}
 	}
 	a := &openAIAnswer{q: q, fault: fault, w: w, model: parrotFull, id: fmt.Sprintf("fake-%d", n)}
 	switch fault {
@@ -312,7 +328,11 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 	var call map[string]any
 	if m := weather.FindStringSubmatch(text); a.chat && m != nil && len(q.Tools) > 0 && q.ToolChoice != "none" {
 		tokens, finish = nil, "tool_calls"
-		call = map[string]any{"id": "call_1", "type": "function", "function": map[string]any{"name": q.Tools[0].Function.Name, "arguments": `{"city": "` + m[1] + `"}`}}
+		city := m[1]
+		if a.fault == "other-call" {
+			city += "burg"
+		}
+		call = map[string]any{"id": "call_1", "type": "function", "function": map[string]any{"name": q.Tools[0].Function.Name, "arguments": `{"city": "` + city + `"}`}}
 	}
 	for _, s := range stops(q.Stop) {
 		for i := range tokens {
@@ -344,15 +364,25 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 		counted = 5 * n
 	}
 	usage := map[string]any{"prompt_tokens": a.promptTokens, "completion_tokens": counted, "total_tokens": a.promptTokens + counted}
-	if a.fault == "usage-off" {
+	switch a.fault {
+	case "usage-off":
 		usage["total_tokens"] = 1
+	case "usage-more":
+		usage = map[string]any{"prompt_tokens": a.promptTokens, "completion_tokens": counted + 1, "total_tokens": a.promptTokens + counted + 1}
+	}
+	refusal := any(nil)
+	if a.fault == "refuses" {
+		refusal = "I cannot say that."
+	}
+	if a.fault == "no-call" {
+		call = nil // and it still ends for one
 	}
 	if !a.streaming() {
 		choices := []any{}
 		for i := range n {
 			c := map[string]any{"index": i, "finish_reason": a.finish(finish), "logprobs": a.logprobs(tokens)}
 			if a.chat {
-				m := map[string]any{"role": "assistant", "content": strings.Join(tokens, ""), "refusal": nil}
+				m := map[string]any{"role": "assistant", "content": strings.Join(tokens, ""), "refusal": refusal}
 				if call != nil {
 					m["content"], m["tool_calls"] = nil, []any{call}
 				}
@@ -386,6 +416,9 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 	for i := range n {
 		if a.chat {
 			event(piece(i, map[string]any{"role": "assistant", "content": ""}, nil, nil))
+		}
+		if refusal != nil {
+			event(piece(i, map[string]any{"refusal": refusal}, nil, nil))
 		}
 		if call != nil {
 			f := call["function"].(map[string]any)
@@ -426,8 +459,11 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 }
 
 func (a *openAIAnswer) finish(reason string) any {
-	if a.fault == "no-finish" {
+	switch a.fault {
+	case "no-finish":
 		return nil
+	case "finish-length":
+		return "length"
 	}
 	return reason
 }
@@ -475,6 +511,9 @@ func (a *openAIAnswer) logprobs(tokens []string) any {
 	const best = -0.015625
 	content, texts, values, tops := []any{}, []string{}, []float64{}, []map[string]float64{}
 	for _, t := range tokens {
+		if a.fault == "other-tokens" {
+			t = strings.ToUpper(t)
+		}
 		alternatives, m := []any{}, map[string]float64{}
 		for i := range top {
 			alt, v := t, best
