@@ -63,6 +63,11 @@ var OpenAIChoiceFaults = []string{
 // the same: any word of the lists above, and these.
 var OpenAIWayFaults = []string{"other-call", "no-call", "usage-more", "finish-length", "refuses", "other-tokens"}
 
+// OpenAIDefaultFaults are further words for chats: the server has a temperature of
+// its own, and says nothing of it; it says which parameters it used
+// ("settings"), and one of them is its own ("other-settings").
+var OpenAIDefaultFaults = []string{"ignore-temperature", "settings", "other-settings"}
+
 // OpenAIEmbeddingFaults are further words for embeddings.
 var OpenAIEmbeddingFaults = []string{"coarse", "narrow", "long", "zero", "swapped"}
 
@@ -320,8 +325,11 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 	}
 	tokens := slices.Clone(last)
 	slices.Reverse(tokens)
-	if a.fault == "silent-canary" {
+	switch a.fault {
+	case "silent-canary":
 		tokens = append([]string{" well"}, tokens...)
+	case "ignore-temperature": // what is drawn is another word each time
+		tokens = append([]string{" " + a.id}, tokens...)
 	}
 	finish := "stop"
 	text := strings.Join(last, "")
@@ -480,6 +488,17 @@ func (a *openAIAnswer) document(v map[string]any, chunk bool) []byte {
 	v["id"], v["created"], v["system_fingerprint"] = a.id, 1772323200, "fp_fake"
 	if a.model != "" {
 		v["model"] = a.model
+	}
+	if strings.HasSuffix(a.fault, "settings") && !chunk {
+		// As llama.cpp says it: what is a float to it has come through one.
+		used := map[string]any{"temperature": a.q.Temperature, "top_p": a.q.TopP, "n_ctx": 4096}
+		if a.q.TopP != nil {
+			used["top_p"] = float64(float32(*a.q.TopP))
+		}
+		if a.fault == "other-settings" {
+			used["temperature"] = 0.8
+		}
+		v["generation_settings"] = used
 	}
 	raw, err := json.Marshal(v)
 	if err != nil {
