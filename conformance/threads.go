@@ -306,7 +306,11 @@ func threadWords(p attest.ProbeCounts) string {
 		here = fmt.Sprintf("%d cases asked on %d instead of %d, as the %s declares", t.Compared, t.Other, t.Own, t.DeclaredBy)
 		var parts []string
 		for _, s := range t.Spreads {
-			parts = append(parts, fmt.Sprintf("%s is off by %s, at most %s is taken for noise", s.Of, s.Most, s.Limit))
+			words := fmt.Sprintf("%s is off by %s", s.Of, s.Most)
+			if s.Limit != "inf" {
+				words += fmt.Sprintf(", at most %s is taken for noise", s.Limit)
+			}
+			parts = append(parts, words)
 		}
 		if len(parts) > 0 {
 			here += " (" + strings.Join(parts, "; ") + ")"

@@ -153,8 +153,8 @@ func TestLlamaEmbeddingsSuite(t *testing.T) {
 // endpoint on either side.
 func TestLlamaChatSuite(t *testing.T) {
 	f16, q4 := openai.Rounded(t)
-	one, two, coarse := openai.Llama(t, f16), openai.Llama(t, f16, "--threads", "2"), openai.Llama(t, q4, "--threads", "2")
-	s := &llamaSuite{t: t, protocol: openai.NameChat, options: `{"dialect":"llama.cpp","defaults":{"max_tokens":6,"logprobs":true,"top_logprobs":2}}`, criteria: attest.Criteria{
+	one, two, coarse := openai.Llama(t, f16), openai.Llama(t, f16, "--threads", "2"), openai.Llama(t, q4)
+	s := &llamaSuite{t: t, protocol: openai.NameChat, options: `{"dialect":"llama.cpp","defaults":{"max_tokens":2,"logprobs":true,"top_logprobs":2}}`, criteria: attest.Criteria{
 		Version: 3, Noise: &attest.NoiseCriteria{Ratio: 4}, Plan: attest.BinomialPlan{Margin: margin, Alpha: 0.05, Beta: 0.2, N: claim}, Outputs: []attest.OutputCriteria{},
 		Text: &attest.TextCriteria{Decision: attest.DecideText, Tie: 1e-3, BothWays: true}, Limits: []attest.Limit{{Measure: attest.MeasureLogprob, Margin: 1e-3}},
 	}}
