@@ -360,7 +360,7 @@ func recordEmbeddings(ctx context.Context, tg target.Target, d target.Descriptio
 		golden   compare.Tensor
 		request  []byte
 	}
-	ask := func(q target.Question, rows int) (request []byte, list []compare.Tensor, a *target.Answer, err error) {
+	ask := func(rec *recorder, q target.Question, rows int) (request []byte, list []compare.Tensor, a *target.Answer, err error) {
 		request, a, err = rec.send(q)
 		if err != nil {
 			return nil, nil, nil, err
@@ -382,7 +382,7 @@ func recordEmbeddings(ctx context.Context, tg target.Target, d target.Descriptio
 	for _, c := range opt.Candidates {
 		a := asked{Candidate: c, question: target.Question{ID: c.ID, Model: opt.Target.Model, Version: opt.Target.Version, Outputs: rec.outputs, Request: c.Request}}
 		a.text = attest.Text{ID: c.ID, Request: string(bytes.TrimSpace(c.Request)), Choices: []attest.TextChoice{}}
-		request, list, answer, err := ask(a.question, 1)
+		request, list, answer, err := ask(rec, a.question, 1)
 		if err != nil {
 			return nil, fmt.Errorf("the reference, case %s: %w", c.ID, err)
 		}
@@ -413,7 +413,7 @@ func recordEmbeddings(ctx context.Context, tg target.Target, d target.Descriptio
 		}
 		s.Cases = append(s.Cases, c)
 		s.Texts[a.ID], s.Tensors[c.OutputTensor(output)] = a.text, a.golden
-		_, again, _, err := ask(a.question, 1)
+		_, again, _, err := ask(rec, a.question, 1)
 		if err == nil {
 			err = note(a.ID, a.golden, again[0])
 		}
@@ -430,7 +430,7 @@ func recordEmbeddings(ctx context.Context, tg target.Target, d target.Descriptio
 		if !ok {
 			return nil, errors.New("noise floor of the reference: the questions cannot be asked together: each has one text as input, and all have the same parameters")
 		}
-		_, list, _, err := ask(q, len(group))
+		_, list, _, err := ask(rec, q, len(group))
 		for i := 0; err == nil && i < len(group); i++ {
 			err = note(group[i].ID, group[i].golden, list[i])
 		}
@@ -440,6 +440,15 @@ func recordEmbeddings(ctx context.Context, tg target.Target, d target.Descriptio
 		if opt.Progress != nil {
 			opt.Progress(len(group) - 1)
 		}
+	}
+	if err := rec.vary(s, len(chosen), func(there *recorder, i int) (map[string]float64, error) {
+		_, list, _, err := ask(there, chosen[i].question, 1)
+		if err != nil {
+			return nil, fmt.Errorf("case %s: %w", chosen[i].ID, err)
+		}
+		return s.off([]compare.Tensor{chosen[i].golden}, list)
+	}); err != nil {
+		return nil, err
 	}
 	return s, s.validate()
 }

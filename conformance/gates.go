@@ -134,8 +134,19 @@ func (j *judge) gates() error {
 	c := r.Cases
 	all := c.Claim + c.Border
 	exact(0, &contract, "cases without a comparable answer", c.Missing+c.Failed+c.Wrong+c.Damaged, all)
+	if t := j.texts; t != nil && t.summary.BothWays != nil {
+		w := t.summary.BothWays
+		exact(0, &contract, "cases answered otherwise streamed than whole", w.Planned-w.Same, w.Planned)
+	}
 	if r.Probes != nil {
 		exact(1, &numerics, "noise probes without an answer", r.Probes.Failed, r.Probes.Planned)
+	}
+	if r.Probes != nil && r.Probes.Threads != nil {
+		over := 0
+		if !r.Probes.Threads.Benign {
+			over = 1
+		}
+		exact(1, &numerics, "answers on another number of threads that are no noise", over, r.Probes.Threads.Compared)
 	}
 	for _, n := range j.numerics {
 		if e := n.embeddings; e != nil {

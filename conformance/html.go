@@ -37,6 +37,7 @@ var page = template.Must(template.New("report").Funcs(template.FuncMap{
 	},
 	"reference": referenceName,
 	"budgets":   func(t *attest.Traffic) string { return budgets(*t) },
+	"threads":   func(p *attest.ProbeCounts) string { return threadWords(*p) },
 	"errorPlot": errorPlot, "turnPlot": turnPlot, "flipPlot": flipPlot, "latencyPlot": latencyPlot, "pacePlots": pacePlots,
 }).Parse(pageText))
 

@@ -149,6 +149,7 @@ type numerics struct {
 	maxAbs, maxScaled float64
 	want, got         []float64 // scores, case by case
 	noise             float64   // the candidate's floor
+	threads           float64   // what another number of threads changed
 	total             compare.Difference
 	embeddings        *embeddings // of an output that is one
 }

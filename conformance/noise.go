@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -27,6 +28,9 @@ type probe struct {
 // follow from suite and plan alone, so whoever judges knows what was asked.
 func (s *Suite) probes(plan attest.Plan, p target.Protocol) ([]probe, error) {
 	if s.sampled() {
+		if plan.Threads != nil || plan.BothWays > 0 {
+			return nil, errors.New("plan: what is drawn at random is another text each time: sampled texts are not asked on another number of threads, nor streamed and whole")
+		}
 		return nil, nil // to be asked again is what its cases are for
 	}
 	var chosen []attest.Case
@@ -51,6 +55,11 @@ func (s *Suite) probes(plan attest.Plan, p target.Protocol) ([]probe, error) {
 		if err := add(attest.ProbeRepeat, []attest.Case{c}, c.ID, inputs); err != nil {
 			return nil, err
 		}
+		if plan.Threads != nil {
+			if err := add(attest.ProbeThreads, []attest.Case{c}, c.ID, inputs); err != nil {
+				return nil, err
+			}
+		}
 		if s.ofRequests() {
 			continue // a text has no neighbour that means the same
 		}
@@ -59,7 +68,8 @@ func (s *Suite) probes(plan attest.Plan, p target.Protocol) ([]probe, error) {
 		}
 	}
 	if s.ofTexts() {
-		return list, nil
+		ways, err := s.waysProbes(plan, p)
+		return append(list, ways...), err
 	}
 	if s.ofEmbeddings() {
 		return s.probesInBatches(list, chosen, plan, p)
@@ -166,20 +176,28 @@ func (j *judge) measureNoise(observed map[string][]*attest.Observation) error {
 	if err != nil {
 		return err
 	}
-	counts := &attest.ProbeCounts{Planned: len(list)}
 	j.planned = map[string]bool{}
 	for _, p := range list {
 		j.planned[probeKey(p.kind, p.cases[0].ID)] = true
 	}
+	ways := list[len(list)-r.Plan.BothWays:] // they are no noise probes
+	list = list[:len(list)-len(ways)]
+	counts := &attest.ProbeCounts{Planned: len(list)}
 	j.report.Probes = counts
-	if r.Plan.Probes == 0 {
+	moved := false
+	switch {
+	case r.Plan.Probes == 0:
 		j.fallsShort("the candidate's noise floor was not measured: the plan has no probes")
-		return nil
+	case r.Suite.ofTexts():
+		moved = j.textNoise(list, observed)
 	}
 	if r.Suite.ofTexts() {
-		j.textNoise(list, observed)
+		j.bothWays(ways, observed, moved)
+	}
+	if r.Plan.Probes == 0 || r.Suite.ofTexts() {
 		return nil
 	}
+	threads := j.varied()
 	answers := map[string][]compare.Tensor{} // to the cases themselves
 	baseline := func(c attest.Case) []compare.Tensor {
 		if a, ok := answers[c.ID]; ok {
@@ -201,17 +219,27 @@ func (j *judge) measureNoise(observed map[string][]*attest.Observation) error {
 			continue
 		}
 		counts.Used++
+		if p.kind == attest.ProbeThreads {
+			threads.Compared++
+		}
 	}
 	if counts.Failed > 0 {
 		j.fallsShort("the candidate's noise floor was not measured: %d of %d probes got no answer that can be compared", counts.Failed, counts.Planned)
 	}
 	for i := range j.numerics {
 		n := &j.numerics[i]
+		if threads != nil {
+			j.spread(threads, n.criteria.Output, n.threads)
+		}
 		reference := r.Suite.Document.Reference.Noise[n.criteria.Output]
 		ratio := r.Suite.Criteria.Noise.Ratio
-		floor := math.Max(reference, math.Min(n.noise, float64(ratio*reference)))
+		own := n.noise
+		if threads != nil && threads.Benign {
+			own = math.Max(own, n.threads)
+		}
+		floor := math.Max(reference, math.Min(own, float64(ratio*reference)))
 		n.tolerance.Absolute = math.Max(n.criteria.Absolute, float64(n.criteria.NoiseFactor*floor))
-		n.summary.CandidateNoise = format(n.noise)
+		n.summary.CandidateNoise = format(own)
 		if most := math.Max(float64(ratio*reference), n.criteria.Absolute); n.noise > most {
 			j.noisy = true
 			j.differs("%s is noisier than the reference: its answers spread by %s, at most %s is allowed", n.criteria.Output, format(n.noise), format(most))
@@ -282,7 +310,11 @@ func (j *judge) probe(p probe, list []*attest.Observation, baseline func(attest.
 					if err != nil {
 						return err
 					}
-					n.noise = math.Max(n.noise, x)
+					if p.kind == attest.ProbeThreads {
+						n.threads = math.Max(n.threads, x)
+					} else {
+						n.noise = math.Max(n.noise, x)
+					}
 				}
 			}
 		}

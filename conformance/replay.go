@@ -30,14 +30,16 @@ type PlanOptions struct {
 	CriteriaDigest    digest.Digest
 	Environment       attest.Environment
 	EnvironmentDigest digest.Digest
-	Concurrency       int           // 0 is 1
-	Timeout           time.Duration // of one request; 0 is 30 s
-	Retries           int           // further attempts, recorded and never judged
-	RatePerSecond     float64       // an open-loop schedule; 0 is to ask as fast as answers come
-	NoiseTraffic      int           // other questions kept in flight
-	Probes            int           // cases asked again to measure noise; 0 is 32 for criteria of version 2
-	MaxWait           time.Duration // how long the environment may ask to be left alone; 0 is a minute, less is not at all
-	MaxRequests       int           // 0 is no limit, as for MaxTokens
+	Concurrency       int                  // 0 is 1
+	Timeout           time.Duration        // of one request; 0 is 30 s
+	Retries           int                  // further attempts, recorded and never judged
+	Threads           *attest.OtherThreads // a second endpoint on another number of threads (see [FindThreads]); nil if they are not varied
+	BothWays          int                  // cases asked streamed and whole; all of them if the criteria say so
+	RatePerSecond     float64              // an open-loop schedule; 0 is to ask as fast as answers come
+	NoiseTraffic      int                  // other questions kept in flight
+	Probes            int                  // cases asked again to measure noise; 0 is 32 for criteria of version 2
+	MaxWait           time.Duration        // how long the environment may ask to be left alone; 0 is a minute, less is not at all
+	MaxRequests       int                  // 0 is no limit, as for MaxTokens
 	MaxTokens         int64
 	Deadline          time.Duration // 0 is a day
 	Now               time.Time
@@ -62,6 +64,11 @@ func NewPlan(opt PlanOptions) (attest.Plan, error) {
 	} else if opt.Probes == 0 && opt.Suite.Criteria.Version >= 2 {
 		opt.Probes = min(32, opt.Suite.Document.Claim)
 	}
+	if t := opt.Suite.Criteria.Text; t == nil && opt.BothWays > 0 {
+		return attest.Plan{}, errors.New("only texts can be streamed, and so be asked both ways")
+	} else if t != nil && t.BothWays {
+		opt.BothWays = len(opt.Suite.Cases)
+	}
 	p := attest.Plan{
 		Model:           attest.ResourceOf("", opt.Model),
 		Suite:           attest.ResourceOf(attest.SuiteType, opt.SuiteDigest),
@@ -69,7 +76,7 @@ func NewPlan(opt PlanOptions) (attest.Plan, error) {
 		EnvironmentName: opt.Environment.Name, Environment: attest.ResourceOf(attest.EnvironmentType, opt.EnvironmentDigest),
 		Target: opt.Environment.Target, Cases: len(opt.Suite.Cases), Order: opt.Suite.order(),
 		Concurrency: opt.Concurrency, TimeoutMillis: int(opt.Timeout.Milliseconds()), Retries: opt.Retries, Probes: opt.Probes,
-		RatePerSecond: opt.RatePerSecond, NoiseTraffic: opt.NoiseTraffic,
+		Threads: opt.Threads, BothWays: opt.BothWays, RatePerSecond: opt.RatePerSecond, NoiseTraffic: opt.NoiseTraffic,
 		MaxWaitMillis: int(max(0, opt.MaxWait).Milliseconds()), MaxRequests: opt.MaxRequests, MaxTokens: opt.MaxTokens,
 		PlannedAt: opt.Now.UTC(), Deadline: opt.Now.Add(opt.Deadline).UTC(),
 	}
@@ -104,7 +111,14 @@ func Replay(ctx context.Context, s *Suite, plan attest.Plan, planDigest digest.D
 	if err != nil {
 		return attest.Replay{}, nil, err
 	}
-	r := &runner{s: s, plan: plan, tg: tg, asked: make(map[string]*asked, len(s.Cases)+len(probes)), budget: &budget{plan: plan}}
+	other := tg
+	if plan.Threads != nil {
+		if other, err = Open(otherThreads(plan.Target, *plan.Threads)); err != nil {
+			return attest.Replay{}, nil, fmt.Errorf("the noise endpoint: %w", err)
+		}
+		defer release(other)
+	}
+	r := &runner{s: s, plan: plan, tg: tg, other: other, asked: make(map[string]*asked, len(s.Cases)+len(probes)), budget: &budget{plan: plan}}
 	replay := attest.Replay{
 		Plan: attest.ResourceOf(attest.PlanType, planDigest), Model: plan.Model, Environment: plan.Environment, StartedAt: opt.Clock().UTC(),
 	}
@@ -178,6 +192,7 @@ type runner struct {
 	s       *Suite
 	plan    attest.Plan
 	tg      target.Target
+	other   target.Target // on another number of threads
 	journal *journal
 	budget  *budget
 
@@ -304,7 +319,11 @@ func (r *runner) run(ctx context.Context, opt ReplayOptions, probes []probe, tra
 			continue
 		}
 		group.Go(func() error {
-			sent, err := r.attempt(ctx, p.question, p.request, attest.Observation{Case: p.cases[0].ID, Attempt: r.state(key).attempts + 1, Probe: p.kind}, nil)
+			tg := r.tg
+			if p.kind == attest.ProbeThreads {
+				tg = r.other
+			}
+			sent, err := r.attempt(ctx, tg, p.question, p.request, attest.Observation{Case: p.cases[0].ID, Attempt: r.state(key).attempts + 1, Probe: p.kind}, nil)
 			if sent && err == nil && opt.Progress != nil {
 				opt.Progress(1)
 			}
@@ -323,7 +342,7 @@ func (r *runner) ask(ctx context.Context, c attest.Case, due *time.Time) error {
 		return fmt.Errorf("case %s: %w", c.ID, err)
 	}
 	for {
-		sent, err := r.attempt(ctx, q, request, attest.Observation{Case: c.ID, Attempt: r.state(c.ID).attempts + 1}, due)
+		sent, err := r.attempt(ctx, r.tg, q, request, attest.Observation{Case: c.ID, Attempt: r.state(c.ID).attempts + 1}, due)
 		if err != nil || !sent || r.state(c.ID).done {
 			return err
 		}
@@ -333,7 +352,7 @@ func (r *runner) ask(ctx context.Context, c attest.Case, due *time.Time) error {
 
 // attempt sends a question once, and records what came of it: in o, which says
 // what it is an attempt at. It does not, if nothing may be sent any more.
-func (r *runner) attempt(ctx context.Context, q target.Question, request []byte, o attest.Observation, due *time.Time) (sent bool, err error) {
+func (r *runner) attempt(ctx context.Context, tg target.Target, q target.Question, request []byte, o attest.Observation, due *time.Time) (sent bool, err error) {
 	waited, ok := r.budget.take(ctx)
 	if !ok {
 		return false, nil
@@ -345,7 +364,7 @@ func (r *runner) attempt(ctx context.Context, q target.Question, request []byte,
 	// Whoever stops us waits for the answers to what was sent: a question is
 	// not asked twice, and its answer is not thrown away.
 	one, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(r.plan.TimeoutMillis)*time.Millisecond)
-	x := r.tg.Send(one, request)
+	x := tg.Send(one, request)
 	cancel()
 	o.WaitedMillis = waited.Milliseconds()
 	observe(&o, x)
@@ -400,6 +419,9 @@ func preflight(ctx context.Context, s *Suite, plan attest.Plan, tg target.Target
 	check("answers", true, strings.TrimSpace(d.Server+" "+d.ServerVersion+" "+d.Platform))
 	check("serves the version", plan.Target.Version == "" || slices.Contains(d.Versions, plan.Target.Version),
 		fmt.Sprintf("it declares %s with versions %v", d.Model, d.Versions))
+	if plan.Threads != nil {
+		checks = append(checks, preflightThreads(ctx, plan, d))
+	}
 	if p, ok := tg.(target.Prober); ok {
 		q, _, _ := s.question(s.Cases[0], plan.Target)
 		for _, c := range p.Probe(ctx, q) {

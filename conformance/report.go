@@ -52,6 +52,10 @@ func WriteReport(w io.Writer, r attest.Report) {
 			fmt.Fprintf(w, "  texts: log probabilities of %d tokens differ by at most %s; %d of the reference's most likely tokens are not listed\n", t.Tokens, t.MaxLogprob, t.TopMissing)
 		}
 	}
+	if t := r.Texts; t != nil && t.BothWays != nil {
+		b := t.BothWays
+		fmt.Fprintf(w, "  texts: %d of %d cases compared streamed and whole, %d the same%s\n", b.Compared, b.Planned, b.Same, inBrackets(classes(b.Differ)))
+	}
 	if s := r.Sampled; s != nil {
 		writeSampled(w, *s, r.Power.Alpha)
 	}
@@ -65,6 +69,7 @@ func WriteReport(w io.Writer, r attest.Report) {
 	}
 	if r.Probes != nil {
 		fmt.Fprintf(w, "  asked again in benign ways: %d times, %d without a comparable answer\n", r.Probes.Planned, r.Probes.Failed)
+		fmt.Fprintf(w, "  threads: %s\n", threadWords(*r.Probes))
 	}
 	if t := r.Traffic; t != nil {
 		fmt.Fprintf(w, "  asked: %d requests%s, %d of them further attempts; %d were rate-limited (429 or 503), %d held back, at most for %s\n",

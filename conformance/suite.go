@@ -181,7 +181,8 @@ type RecordOptions struct {
 	Target             attest.Target
 	Candidates         []Candidate
 	Claim, Border      int
-	Criteria           attest.Criteria // Outputs[0].Decision is what border cases are near to
+	Criteria           attest.Criteria      // Outputs[0].Decision is what border cases are near to
+	Threads            *attest.OtherThreads // a second endpoint of the reference on another number of threads (see [FindThreads])
 	DataClassification string
 	Accepted           []AcceptedTarget // further references of sampled texts
 	Clock              func() time.Time
@@ -203,6 +204,12 @@ func (o RecordOptions) Requests() int {
 		again = 1
 	case len(o.Candidates) > 0 && o.Candidates[0].Request != nil:
 		again = 2 // an embedding, once more and in a batch
+	}
+	if o.Threads != nil {
+		again++
+	}
+	if t := o.Criteria.Text; t != nil && t.BothWays {
+		again++
 	}
 	return len(o.Candidates) + again*(o.Claim+o.Border)
 }
@@ -232,7 +239,13 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 	if err != nil {
 		return nil, fmt.Errorf("the reference: %w", err)
 	}
+	if opt.Threads != nil && opt.Criteria.Noise == nil {
+		return nil, errors.New("threads are varied from version 2 of the criteria on")
+	}
 	if opt.Criteria.Text != nil && opt.Criteria.Text.Sampled != nil {
+		if opt.Threads != nil {
+			return nil, errors.New("threads are not varied for sampled texts: what is drawn at random is another text each time")
+		}
 		return recordSampled(ctx, tg, d, opt)
 	}
 	if len(opt.Accepted) > 0 {
@@ -344,22 +357,11 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 		s.Document.Reference.Noise[name] = 0
 	}
 	note := func(want, got []compare.Tensor) error {
-		for i := range want {
-			x := 0.0
-			var err error
-			if s.embedded(want[i].Name) {
-				x, err = cosineDistance(want[i], got[i])
-			} else if diff := compare.Tensors(want[i], got[i], compare.Tolerance{}); diff.Broken != "" {
-				err = errors.New(diff.Broken)
-			} else {
-				x = diff.MaxAbs
-			}
-			if err != nil {
-				return err
-			}
-			s.Document.Reference.Noise[want[i].Name] = math.Max(s.Document.Reference.Noise[want[i].Name], x)
+		off, err := s.off(want, got)
+		for name, x := range off {
+			s.Document.Reference.Noise[name] = math.Max(s.Document.Reference.Noise[name], x)
 		}
-		return nil
+		return err
 	}
 	for _, a := range chosen {
 		for _, inputs := range [][]compare.Tensor{a.inputs, nudged(a.inputs)} {
@@ -385,6 +387,15 @@ func Record(ctx context.Context, tg target.Target, opt RecordOptions) (*Suite, e
 		if err != nil {
 			return nil, fmt.Errorf("noise floor of the reference, in a batch: %w", err)
 		}
+	}
+	if err := rec.vary(s, len(chosen), func(there *recorder, i int) (map[string]float64, error) {
+		_, got, err := there.ask(chosen[i].ID, chosen[i].inputs)
+		if err != nil {
+			return nil, fmt.Errorf("case %s: %w", chosen[i].ID, err)
+		}
+		return s.off(chosen[i].outputs, got)
+	}); err != nil {
+		return nil, err
 	}
 	if err := s.validate(); err != nil {
 		return nil, err
@@ -614,6 +625,9 @@ func (s *Suite) check() error {
 		return err
 	}
 	if err := s.checkAccuracy(); err != nil {
+		return err
+	}
+	if err := s.checkThreads(); err != nil {
 		return err
 	}
 	for _, c := range s.Criteria.Outputs {

@@ -575,12 +575,17 @@ func (t *texts) words() string {
 // same again. It is noisy if that is shown, at the plan's alpha, to be more often
 // than NoiseCriteria.Ratio times what the reference did, and than the margin
 // allows: so that neither a reference that always says the same nor one unlucky
-// case is a trap.
-func (j *judge) textNoise(list []probe, observed map[string][]*attest.Observation) {
+// case is a trap. moved says that any text was another one when it was asked
+// again, here or at the reference.
+func (j *judge) textNoise(list []probe, observed map[string][]*attest.Observation) (moved bool) {
 	r, counts := j.r, j.report.Probes
+	threads := j.varied()
+	reference := r.Suite.Document.Reference.Noise
+	moved = reference[attest.NoiseEdit] > 0 || reference[attest.NoiseDecision] > 0
+	var flips, edit, logprob float64 // on another number of threads
 	for _, p := range list {
 		c := p.cases[0]
-		changed, err := j.textProbe(p, observed[probeKey(p.kind, c.ID)], observed[c.ID])
+		pair, err := j.textProbe(p, observed[probeKey(p.kind, c.ID)], observed[c.ID])
 		if err != nil {
 			if counts.Failed++; counts.Failed == 1 {
 				j.example(c.ID, "probe "+p.kind, err.Error())
@@ -588,42 +593,62 @@ func (j *judge) textNoise(list []probe, observed map[string][]*attest.Observatio
 			continue
 		}
 		counts.Used++
-		if changed {
-			j.texts.summary.Unstable++
+		switch {
+		case p.kind == attest.ProbeThreads:
+			threads.Compared++
+			if pair.flip >= 0 {
+				flips++
+			}
+			most, _, _ := pair.logprob()
+			edit, logprob = max(edit, pair.edit()), max(logprob, most)
+		default:
+			if pair.flip >= 0 {
+				j.texts.summary.Unstable++
+			}
+			moved = moved || pair.flip >= 0 || pair.edit() > 0
 		}
+	}
+	if threads != nil && threads.Compared > 0 {
+		j.spread(threads, attest.NoiseDecision, flips/float64(threads.Compared))
+		j.spread(threads, attest.NoiseEdit, edit)
+		j.spread(threads, attest.NoiseLogprob, logprob)
+	}
+	repeats := counts.Used
+	if threads != nil {
+		repeats -= threads.Compared
 	}
 	if counts.Failed > 0 {
 		j.fallsShort("the candidate's noise floor was not measured: %d of %d probes got no answer that can be compared", counts.Failed, counts.Planned)
 	}
 	plan, changed := r.Suite.Criteria.Plan, j.texts.summary.Unstable
 	most := max(plan.Margin, float64(r.Suite.Criteria.Noise.Ratio*r.Suite.Document.Reference.Noise[attest.NoiseDecision]))
-	if stats.LowerBound(changed, counts.Used, plan.Alpha) > most {
+	if stats.LowerBound(changed, repeats, plan.Alpha) > most {
 		j.noisy = true
-		j.differs("it is noisier than the reference: %d of %d decisions change when it is asked the same again", changed, counts.Used)
+		j.differs("it is noisier than the reference: %d of %d decisions change when it is asked the same again", changed, repeats)
 	}
+	return moved
 }
 
-// textProbe reports whether a probe changed the decision.
-func (j *judge) textProbe(p probe, probed, first []*attest.Observation) (bool, error) {
+// textProbe is how the answer to a probe differs from the first one to its case.
+func (j *judge) textProbe(p probe, probed, first []*attest.Observation) (pair textPair, err error) {
 	again, err := j.probeAnswer(p, probed)
 	if err != nil {
-		return false, err
+		return pair, err
 	}
 	o := answered(first)
 	if o == nil || o.Error != nil {
-		return false, fmt.Errorf("case %s has no first answer to compare with", p.cases[0].ID)
+		return pair, fmt.Errorf("case %s has no first answer to compare with", p.cases[0].ID)
 	}
 	before, err := j.protocol.Decode(p.question, responseOf(o))
 	if err != nil {
-		return false, fmt.Errorf("case %s has no first answer to compare with: %w", p.cases[0].ID, err)
+		return pair, fmt.Errorf("case %s has no first answer to compare with: %w", p.cases[0].ID, err)
 	}
 	want, err1 := textChoices(before)
 	got, err2 := textChoices(again)
 	if err := errors.Join(err1, err2); err != nil {
-		return false, err
+		return pair, err
 	}
-	pair, err := j.texts.pair(j.r.Suite.Texts[p.cases[0].ID].Request, want, got)
-	return pair.flip >= 0, err
+	return j.texts.pair(j.r.Suite.Texts[p.cases[0].ID].Request, want, got)
 }
 
 // recordTexts is [Record] for criteria of texts. Border cases are those in which
@@ -648,16 +673,21 @@ func recordTexts(ctx context.Context, tg target.Target, d target.Description, op
 		text    attest.Text
 		lead    float64
 		request []byte
+
+		question target.Question
+		answer   *target.Answer
 	}
-	ask := func(c Candidate) (a asked, err error) {
+	ask := func(rec *recorder, c Candidate) (a asked, err error) {
 		a = asked{Candidate: c}
 		if c.Request == nil {
 			return a, errors.New("it has no request, and the criteria are of texts")
 		}
-		request, answer, err := rec.send(target.Question{ID: c.ID, Model: opt.Target.Model, Version: opt.Target.Version, Request: c.Request})
+		a.question = target.Question{ID: c.ID, Model: opt.Target.Model, Version: opt.Target.Version, Request: c.Request}
+		request, answer, err := rec.send(a.question)
 		if err != nil {
 			return a, err
 		}
+		a.answer = answer
 		if len(answer.Choices) == 0 {
 			return a, fmt.Errorf("its answer has no text: protocol %s does not answer with texts", opt.Target.Protocol)
 		}
@@ -674,7 +704,7 @@ func recordTexts(ctx context.Context, tg target.Target, d target.Description, op
 	var all []asked
 	seed := sha256.New()
 	for _, c := range opt.Candidates {
-		a, err := ask(c)
+		a, err := ask(rec, c)
 		if err != nil {
 			return nil, fmt.Errorf("the reference, case %s: %w", c.ID, err)
 		}
@@ -698,7 +728,7 @@ func recordTexts(ctx context.Context, tg target.Target, d target.Description, op
 		}
 		s.Cases = append(s.Cases, c)
 		s.Texts[a.ID] = a.text
-		again, err := ask(a.Candidate)
+		again, err := ask(rec, a.Candidate)
 		var p textPair
 		if err == nil {
 			p, err = decide.pair(a.text.Request, a.text.Choices, again.text.Choices)
@@ -709,10 +739,34 @@ func recordTexts(ctx context.Context, tg target.Target, d target.Description, op
 		if p.flip >= 0 {
 			changed++
 		}
+		if opt.Criteria.Text.BothWays {
+			if err := rec.bothWays(a.question, a.answer); err != nil {
+				return nil, fmt.Errorf("the reference, case %s: %w", a.ID, err)
+			}
+		}
 		most, _, _ := p.logprob()
 		noise[attest.NoiseEdit] = max(noise[attest.NoiseEdit], p.edit())
 		noise[attest.NoiseLogprob] = max(noise[attest.NoiseLogprob], most)
 	}
 	noise[attest.NoiseDecision] = float64(changed) / float64(len(chosen))
+	if err := rec.vary(s, len(chosen), func(there *recorder, i int) (map[string]float64, error) {
+		a := chosen[i]
+		b, err := ask(there, a.Candidate)
+		var p textPair
+		if err == nil {
+			p, err = decide.pair(a.text.Request, a.text.Choices, b.text.Choices)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("case %s: %w", a.ID, err)
+		}
+		off := map[string]float64{attest.NoiseDecision: 0, attest.NoiseEdit: p.edit()}
+		if p.flip >= 0 {
+			off[attest.NoiseDecision] = 1
+		}
+		off[attest.NoiseLogprob], _, _ = p.logprob()
+		return off, nil
+	}); err != nil {
+		return nil, err
+	}
 	return s, s.validate()
 }

@@ -115,6 +115,7 @@ func (b *textBench) replay(misbehave func(n int) string) *Replayed {
 // after misbehaves from the first case on: the questions of the pre-flight are
 // answered well.
 func (b *textBench) after(fault string, which func(n int) bool) func(n int) string {
+	b.server.SetMisbehave(nil)
 	first := b.preflight()
 	base := 0
 	var once sync.Once

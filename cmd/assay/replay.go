@@ -27,10 +27,11 @@ import (
 func newReplayCommand(g *globals) *cobra.Command {
 	var suiteRef, env, dir, tag, sealed string
 	var reports []string
-	var concurrency, retries, probes, noiseTraffic, maxRequests int
+	var concurrency, retries, probes, bothWays, noiseTraffic, maxRequests int
 	var maxTokens int64
 	var rate float64
 	var timeout, maxWait time.Duration
+	var noise noiseFlags
 	c := &cobra.Command{
 		Use:   "replay REFERENCE --suite SUITE --env NAME",
 		Short: "Measure an environment with a golden suite",
@@ -44,6 +45,14 @@ runner did not live to see is recorded as that, and asked as a further attempt.
 
 What an environment answers when it is idle says little of what it answers under
 load: measure it idle, at its target --concurrency, and with --noise-traffic.
+
+Some cases are asked again in benign ways, to see how far answers spread that
+should be the same. With --noise-url they are asked at a second endpoint too,
+which has to be the same but for its number of threads. A program that is asked
+over exec-jsonl has it in its environment: name another one, of the same name in
+another folder, which sets it and becomes the first (OMP_NUM_THREADS=2 exec
+PROGRAM "$@"). What differs by more than threads may is taken for another model,
+and widens no tolerance.
 
 An environment that answers 429 or 503 with Retry-After is left alone that long,
 by all questions, before anything else is asked; beyond --max-wait the replay
@@ -113,10 +122,14 @@ inconclusive. It is 4 as well if the replay stopped.`,
 				if err != nil {
 					return attest.Plan{}, err
 				}
+				threads, err := noise.find(ctx, environment.Target)
+				if err != nil {
+					return attest.Plan{}, err
+				}
 				return conformance.NewPlan(conformance.PlanOptions{
 					Model: model.Digest, Suite: suite, SuiteDigest: suiteDesc.Digest, CriteriaDigest: criteria,
 					Environment: environment, EnvironmentDigest: envDesc.Digest,
-					Concurrency: concurrency, Timeout: timeout, Retries: retries, Probes: probes, RatePerSecond: rate, NoiseTraffic: noiseTraffic,
+					Concurrency: concurrency, Timeout: timeout, Retries: retries, Probes: probes, Threads: threads, BothWays: bothWays, RatePerSecond: rate, NoiseTraffic: noiseTraffic,
 					MaxWait: maxWait, MaxRequests: maxRequests, MaxTokens: maxTokens, Now: time.Now(),
 				})
 			})
@@ -183,6 +196,8 @@ inconclusive. It is 4 as well if the replay stopped.`,
 	f.Float64Var(&rate, "rate", 0, "ask so many questions a second whether or not earlier ones were answered, at most --concurrency at once; 0 is as fast as answers come")
 	f.IntVar(&noiseTraffic, "noise-traffic", 0, "keep so many other questions in flight meanwhile")
 	f.IntVar(&probes, "probes", 0, "how many cases are asked again to measure the environment's noise (default 32, none for criteria of version 1)")
+	f.IntVar(&bothWays, "both-ways", 0, "of texts: ask so many cases streamed and whole, a further request for each, and hold the two answers against each other; all, if the suite says so")
+	noise.register(f)
 	f.DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for an answer")
 	f.DurationVar(&maxWait, "max-wait", time.Minute, "how long the environment may ask to be left alone (Retry-After) before the replay stops; below 0 it is not heeded")
 	f.IntVar(&maxRequests, "max-requests", 0, "stop before more requests than this: cases, further attempts, noise probes and noise traffic together; 0 is no limit")

@@ -33,6 +33,7 @@ type suiteOptions struct {
 	cases, model, draft, seal string
 	accept                    []string
 	target                    targetFlags
+	noiseAt                   noiseFlags
 	criteriaFlags
 }
 
@@ -54,12 +55,12 @@ type criteriaFlags struct {
 	temperature               float64
 	seeds, unit               string
 	clusterBy                 string
-	nearest                   bool
+	nearest, bothWays         bool
 	top                       int
 }
 
 // criteriaNames are the flags, all of which a draft stands for.
-var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie", "nearest", "top-k", "prompts", "samples", "temperature", "seeds", "unit", "prefix", "cluster-by"}
+var criteriaNames = []string{"classification", "margin", "alpha", "beta", "allowed", "border", "output", "labels", "threshold", "threshold-index", "absolute", "relative", "noise-factor", "noise-ratio", "limit", "decide", "answer", "answer-at", "tie", "nearest", "top-k", "prompts", "samples", "temperature", "seeds", "unit", "prefix", "cluster-by", "both-ways"}
 
 func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.classification, "classification", "", "what the inputs are: synthetic, public, pseudonymised, …; never raw personal data")
@@ -89,6 +90,7 @@ func (o *criteriaFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&o.seeds, "seeds", attest.SeedsEach, "of sampled-text: each, that every request has another seed, or none, that the server draws its own")
 	f.StringVar(&o.unit, "unit", attest.UnitCharacters, "of sampled-text: compare texts by characters, or by tokens (requests have to ask for log probabilities)")
 	f.IntVar(&o.prefix, "prefix", 0, "of sampled-text: compare so many characters or tokens from the beginning (default: all)")
+	f.BoolVar(&o.bothWays, "both-ways", false, "of texts: every case is asked streamed and whole, here and in every replay, and the two answers have to be the same")
 	f.Float64Var(&o.tie, "tie", 1e-3, "of texts: the lead in log probability up to which two tokens are equally likely, so that a border case that flips there is a tie")
 }
 
@@ -135,12 +137,15 @@ func (o *criteriaFlags) criteria(f *pflag.FlagSet) (attest.Criteria, error) {
 		}
 		criteria.Outputs[0].Relative, criteria.Outputs[0].Decision = 0, attest.Decision{Kind: attest.DecideNearest, Labels: []string{}}
 	}
+	if o.bothWays && o.decide == "" {
+		return attest.Criteria{}, usagef("--both-ways is of texts, which --decide is for")
+	}
 	if o.decide != "" {
 		if err := noTensors(f); err != nil {
 			return attest.Criteria{}, err
 		}
 		criteria.Outputs = []attest.OutputCriteria{}
-		criteria.Text = &attest.TextCriteria{Decision: o.decide, Pattern: o.answer, Pointer: o.answerAt, Tie: o.tie}
+		criteria.Text = &attest.TextCriteria{Decision: o.decide, Pattern: o.answer, Pointer: o.answerAt, Tie: o.tie, BothWays: o.bothWays}
 	}
 	criteria, err = o.limited(criteria)
 	if err != nil {
@@ -169,7 +174,7 @@ func (o *criteriaFlags) sampled(f *pflag.FlagSet) (attest.Criteria, error) {
 	if err := noTensors(f); err != nil {
 		return attest.Criteria{}, err
 	}
-	for _, name := range []string{"answer", "answer-at", "tie", "nearest", "allowed"} {
+	for _, name := range []string{"answer", "answer-at", "tie", "nearest", "allowed", "both-ways"} {
 		if f.Changed(name) {
 			return attest.Criteria{}, usagef("--%s is of decisions, and no text that is drawn at random is one", name)
 		}
@@ -246,7 +251,13 @@ need not be the same: what must not change is what they are drawn from. Of each 
 --prompts cases --samples texts are asked for, every one with a seed of its own,
 and others when an environment is asked; --margin is the distance that is still
 the same, from 0 (one distribution) to 2 (nothing in common). With --accept an
-environment may also be like a further reference, of another precision for example.`,
+environment may also be like a further reference, of another precision for example.
+
+The noise floor is what asking again does, in ways that should change nothing.
+With --noise-url another number of threads is one of them, at a second endpoint
+of the reference. It may change no more than --noise-ratio times what the other
+ways did, or than what the criteria call no difference anyway (--absolute, for
+texts --tie and --margin): beyond, it is another model, and nothing is recorded.`,
 		Example: `  assay suite record credit/suite:1 --model credit/scorer:1.4.0 --url http://127.0.0.1:8000 --name credit --version 1.4.0 \
       --cases cases.jsonl --labels decline,approve --threshold 0.5 --classification synthetic
   assay suite record help/suite:1 --model help/assistant:2 --protocol openai-chat --url http://127.0.0.1:8000/v1 --name assistant --version assistant-2 \
@@ -262,6 +273,7 @@ environment may also be like a further reference, of another precision for examp
 	f.StringVar(&o.cases, "cases", "", "the file with the cases (JSON lines)")
 	f.StringVar(&o.model, "model", "", "the model version that the reference serves")
 	o.target.register(f, "name")
+	o.noiseAt.register(f)
 	o.criteriaFlags.register(f)
 	f.StringVar(&o.seal, "seal", "", sealUsage)
 	f.StringArrayVar(&o.accept, "accept", nil, "of sampled-text: a further reference that an environment may be like, NAME=URL[,MODEL[,VERSION]]; in all else as the first; repeatable")
@@ -331,6 +343,9 @@ func recordSuite(cmd *cobra.Command, g *globals, ref string, o suiteOptions) err
 		return err
 	}
 	if err := sealable(candidates, o.seal); err != nil {
+		return err
+	}
+	if opt.Threads, err = o.noiseAt.find(ctx, reference); err != nil {
 		return err
 	}
 	bar := g.progress("recording", int64(opt.Requests()), false)
@@ -431,6 +446,9 @@ func printSuite(g *globals, s *conformance.Suite, digest string) error {
 			}
 		}
 		if t := s.Criteria.Text; t != nil && !sampled(s.Criteria) {
+			if t.BothWays {
+				fmt.Fprintf(w, "  every case is asked streamed and whole, and the two answers have to be the same\n")
+			}
 			fmt.Fprintf(w, "  what must not flip in its texts: %s\n", strings.TrimSpace(t.Decision+" "+t.Pattern+t.Pointer))
 			for _, name := range attest.NoiseOfTexts {
 				fmt.Fprintf(w, "  noise floor of %s: %s (%d cases: %s)\n", name, stats.Format(s.Document.Reference.Noise[name]), s.Document.Reference.Measured, strings.Join(s.Document.Reference.Perturbations, ", "))

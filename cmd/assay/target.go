@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -26,6 +27,36 @@ func (t *targetFlags) register(f *pflag.FlagSet, nameFlag string) {
 	f.StringVar(&t.Model, nameFlag, "", "the model's name there")
 	f.StringVar(&t.Version, "version", "", "the version that must answer")
 	f.StringVar(&t.options, "options", "", "a file (YAML or JSON) with what else the protocol has to know; never a secret")
+}
+
+// noiseFlags name a second endpoint, on another number of threads.
+type noiseFlags struct {
+	url     string
+	threads []int
+}
+
+func (n *noiseFlags) register(f *pflag.FlagSet) {
+	f.StringVar(&n.url, "noise-url", "", "a second endpoint of the same model and stack that computes on another number of threads: what that changes is noise")
+	f.IntSliceVar(&n.threads, "noise-threads", nil, "OWN,OTHER: on how many threads the two endpoints compute, where a server does not say so itself")
+}
+
+// find looks at both endpoints. It returns nil if no second one is named.
+func (n *noiseFlags) find(ctx context.Context, t attest.Target) (*attest.OtherThreads, error) {
+	switch {
+	case n.url == "" && n.threads != nil:
+		return nil, usagef("--noise-threads is of the endpoint that --noise-url names")
+	case n.url == "":
+		return nil, nil
+	case n.threads != nil && (len(n.threads) != 2 || n.threads[0] < 1 || n.threads[1] < 1):
+		return nil, usagef("--noise-threads %v is not OWN,OTHER: two numbers of threads", n.threads)
+	}
+	said := [2]int{}
+	copy(said[:], n.threads)
+	o, err := conformance.FindThreads(ctx, t, n.url, said[0], said[1])
+	if err != nil {
+		return nil, remedy(err, "name with --noise-url an endpoint that differs in its number of threads alone, and with --noise-threads OWN,OTHER how many they are if a server does not say so; or leave both out")
+	}
+	return &o, nil
 }
 
 // target reads the options.

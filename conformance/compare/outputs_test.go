@@ -101,7 +101,7 @@ func TestEveryDatatype(t *testing.T) {
 
 // Trap 7: a float64 does not hold every integer. Two ids that differ by one
 // differ, and two that are far apart are not closer than they are.
-func TestTrapBigIntegers(t *testing.T) {
+func TestTrap7BigIntegers(t *testing.T) {
 	for _, datatype := range []string{"INT64", "UINT64"} {
 		a, b := encode(datatype, 0), encode(datatype, 0)
 		binary.LittleEndian.PutUint64(a.Bits, 1<<62+1)
@@ -130,7 +130,7 @@ func TestTrapBigIntegers(t *testing.T) {
 
 // Trap 2 and 3: what is missing, extra or in another place is a fault, and so
 // is what no tool looks at; none is a pass, and all of them have a name.
-func TestTrapFailingOpen(t *testing.T) {
+func TestTrap2FailingOpen(t *testing.T) {
 	a, b := f32("a", 1), f32("b", 2)
 	for name, tc := range map[string]struct {
 		got  []Tensor
@@ -286,7 +286,7 @@ func TestDirectionAndSignal(t *testing.T) {
 // Trap 10: one global tolerance. A swap of two classes of a saturated softmax
 // passes a loose tolerance and a cosine of 0.99, and is a flip; a difference of
 // one part in a thousand does not pass 1e-5, and flips nothing.
-func TestTrapOneTolerance(t *testing.T) {
+func TestTrap10OneTolerance(t *testing.T) {
 	want, swapped := f32("p", 0.500001, 0.499999), f32("p", 0.499999, 0.500001)
 	d := Tensors(want, swapped, Tolerance{Absolute: 1e-5})
 	a, _, err1 := Label([]float64{0.500001, 0.499999})

@@ -470,7 +470,7 @@ func answers(rng *rand.Rand, n int, bias float64) [][]int32 {
 // prompts have different numbers of answers from either side, and there is no
 // difference: alarms come with probability alpha, although a permutation
 // across prompts would see the mix.
-func TestTrapPermutationAcrossPrompts(t *testing.T) {
+func TestTrap1PermutationAcrossPrompts(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	runs := simulations(300, 40_000)
 	alarms, across := 0, 0
@@ -548,7 +548,7 @@ func TestMMDSeesTheEnd(t *testing.T) {
 
 // Trap 6: a hundred prompts with fifty answers each are a hundred cases. The
 // interval covers if cases are drawn, and does not if answers are.
-func TestTrapPseudoReplication(t *testing.T) {
+func TestTrap6PseudoReplication(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
 	runs := simulations(80, 5000)
 	covered, pseudo := 0, 0

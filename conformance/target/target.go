@@ -82,8 +82,8 @@ type Answer struct {
 	Usage  *Usage // nil if it was not said
 	Timing Timing
 
-	// Applied is what the answer says of the parameters that were used. One
-	// that contradicts the question is a [Wrong] already.
+	// Applied is what the answer says of the parameters that were used: a [Prober]
+	// holds it against those that were sent.
 	Applied map[string]string
 
 	// Declared is what else the server says of itself in the answer, such as

@@ -4,8 +4,10 @@
 # the same model rounded to 4 bits, alone or for a tenth of the questions?
 #
 # What is compared is the text of each answer, to the byte, and the log
-# probabilities of its tokens; every other answer is streamed. Exits 0 only if every environment came out as it
-# must.
+# probabilities of its tokens; every other answer is streamed. Then chats, which
+# call tools: each is asked streamed and whole, and on another number of threads
+# at a second endpoint, which is what noise is measured by. Exits 0 only if every
+# environment came out as it must.
 #
 #   OFF=q8_0|q4_0|canary   leave this defect out; the script must fail then
 #   WORK_DIR               where to work (default: a temporary folder, removed at the end)
@@ -16,6 +18,7 @@ ASSAY=$ROOT/bin/assay
 MODEL=$ROOT/examples/models/assistant
 LLAMA=$ROOT/examples/environments/llama
 OPTIONS=$ROOT/examples/language-model/protocol.yaml
+CHAT=$ROOT/examples/language-model/chat.yaml
 OFF=${OFF:-}
 
 DIR=${WORK_DIR:-$(mktemp -d)}
@@ -100,4 +103,28 @@ for env in eight four rollout; do
 done
 grep -q 'logprob-difference is .* at most 0.001 is allowed' four.html || fail "the refusal of four does not speak of its log probabilities"
 
-step "3. The same file is certified, and each rounding of it is found."
+step "3. Chats: each streamed and whole, on one thread and on two"
+head -n 80 "$MODEL/cases.jsonl" >chats.jsonl
+"$ASSAY" suite record lending/chats:1 --model lending/assistant:1.0.0 --protocol openai-chat --options "$CHAT" --url "http://$(cat reference.port)/v1" \
+	--noise-url "http://$(cat threads.port)/v1" --name assistant --version 1.0.0 --cases chats.jsonl --decide exact-text --both-ways \
+	--limit logprob-difference=0.001 --classification synthetic --margin 0.1 --border 5
+# A noise endpoint that is of another precision is none, whatever it calls itself.
+llama liar q4_0.gguf --declare assistant-f16.gguf --threads 2
+if "$ASSAY" suite record lending/chats:2 --model lending/assistant:1.0.0 --protocol openai-chat --options "$CHAT" --url "http://$(cat reference.port)/v1" \
+	--noise-url "http://$(cat liar.port)/v1" --name assistant --version 1.0.0 --cases chats.jsonl --decide exact-text \
+	--classification synthetic --margin 0.1 --border 5 2>refused.txt; then fail "q4_0 was taken for another number of threads"; fi
+grep -q 'not the same but for their threads' refused.txt || fail "the noise endpoint of q4_0 was refused for another reason: $(cat refused.txt)"
+sed 's/^/  /' refused.txt
+for env in threads four; do
+	status=0
+	other=()
+	if [ $env = threads ]; then other=(--noise-url "http://$(cat reference.port)/v1"); fi
+	"$ASSAY" env register "$env-chat" --protocol openai-chat --options "$CHAT" --url "http://$(cat "$env.port")/v1" --model assistant --version 1.0.0 --local >/dev/null
+	"$ASSAY" replay lending/assistant:1.0.0 --suite lending/chats:1 --env "$env-chat" --probes 8 "${other[@]}" >"$env.chat.txt" || status=$?
+	grep -E '^(CERTIFIED|REJECTED|INCONCLUSIVE)|difference:|streamed and whole,|threads:' "$env.chat.txt" || true
+	if [ $env = threads ]; then want=0; else want=3; fi
+	[ $status = $want ] || fail "the chats of $env ended with status $status, and had to with $want"
+done
+grep -q 'threads: 8 cases asked on 1 instead of 2' threads.chat.txt || fail "the report of threads does not speak of them"
+
+step "4. The same file is certified, and each rounding of it is found."

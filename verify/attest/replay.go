@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -25,6 +26,15 @@ type Plan struct {
 	// Probes is how many claim cases, the first by id, are asked again in benign
 	// ways to measure the candidate's noise floor.
 	Probes int `json:"probes,omitempty"`
+
+	// Threads is a second endpoint of the same model and stack that runs on another
+	// number of threads; the cases of Probes are asked there too. nil: threads are
+	// not varied.
+	Threads *OtherThreads `json:"threads,omitempty"`
+
+	// BothWays is how many cases, the first by id, are asked streamed and whole: a
+	// further request for each. It is of suites of texts.
+	BothWays int `json:"bothWays,omitempty"`
 
 	// RatePerSecond, if it is not 0, is an open-loop schedule: question i is due
 	// i/RatePerSecond seconds after the start, whether or not those before it
@@ -78,10 +88,20 @@ func (p Plan) Validate() error {
 		return errors.New("plan: noiseTraffic must be between 0 and 10000")
 	case p.Probes < 0 || p.Probes > p.Cases || !(p.RatePerSecond >= 0) || p.RatePerSecond > 1e6:
 		return errors.New("plan: probes must be at most cases, and ratePerSecond between 0 and 1000000")
+	case p.BothWays < 0 || p.BothWays > p.Cases:
+		return errors.New("plan: bothWays must be between 0 and cases")
 	case p.MaxWaitMillis < 0 || p.MaxRequests < 0 || p.MaxTokens < 0:
 		return errors.New("plan: maxWaitMillis, maxRequests and maxTokens must not be negative")
 	case p.PlannedAt.IsZero() || p.Deadline.IsZero():
 		return errors.New("plan: plannedAt and deadline are both needed")
+	}
+	if t := p.Threads; t != nil {
+		if err := t.Validate(); err != nil {
+			return fmt.Errorf("plan: %w", err)
+		}
+		if t.URL == "" || t.URL == p.Target.URL || p.Probes == 0 {
+			return errors.New("plan: threads need another URL than the target's, and probes")
+		}
 	}
 	if p.Continues != nil {
 		if _, err := p.Continues.Digest.OCI(); err != nil {
@@ -161,7 +181,18 @@ const (
 	ProbeRepeat = "repeat" // the same bytes
 	ProbeULP    = "ulp"    // each input moved by one unit in the last place
 	ProbeBatch  = "batch"  // together with others; the case is the first of them
+
+	// ProbeThreads is the same bytes, sent to the endpoint on another number of
+	// threads.
+	ProbeThreads = "threads"
+
+	// ProbeOtherWay asks streamed what the case asks whole, and whole what it streams.
+	// It measures no noise, but whether the two answers are the same.
+	ProbeOtherWay = "other-way"
 )
+
+// Probes lists them.
+var Probes = []string{ProbeRepeat, ProbeULP, ProbeBatch, ProbeThreads, ProbeOtherWay}
 
 // An ObservationError is a failure to get an answer.
 type ObservationError struct {
@@ -185,7 +216,7 @@ func (o Observation) Validate() error {
 		return fmt.Errorf("observation of %s: request is missing", o.Case)
 	case o.SentAt.IsZero() || o.ReceivedAt.IsZero() || o.ReceivedAt.Before(o.SentAt):
 		return fmt.Errorf("observation of %s: its times are missing or in the wrong order", o.Case)
-	case o.Probe != "" && o.Probe != ProbeRepeat && o.Probe != ProbeULP && o.Probe != ProbeBatch:
+	case o.Probe != "" && !slices.Contains(Probes, o.Probe):
 		return fmt.Errorf("observation of %s: probe %q is unknown", o.Case, o.Probe)
 	case o.WaitedMillis < 0:
 		return fmt.Errorf("observation of %s: waitedMillis is negative", o.Case)
@@ -502,6 +533,11 @@ type ProbeCounts struct {
 	Planned int `json:"planned"`
 	Used    int `json:"used"`
 	Failed  int `json:"failed"`
+
+	// Threads are those on another number of threads, and ReferenceThreads says that
+	// the reference was asked so too; nil if threads were not varied there.
+	Threads          *ThreadCounts `json:"threads,omitempty"`
+	ReferenceThreads *Threads      `json:"referenceThreads,omitempty"`
 }
 
 // Counts say how many cases there were, and how many of them say something.

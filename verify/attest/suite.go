@@ -60,6 +60,9 @@ type Reference struct {
 	// Perturbations names them, and Measured says how often each was made.
 	Perturbations []string `json:"perturbations"`
 	Measured      int      `json:"measured"`
+
+	// Threads says what another number of threads did; nil if they were not varied.
+	Threads *ReferenceThreads `json:"threads,omitempty"`
 }
 
 // Strata of cases.
@@ -146,6 +149,11 @@ func (s Suite) Validate() error {
 		seen[a.Name] = true
 		if err := a.floorOfTexts(); err != nil {
 			return fmt.Errorf("suite: accepted reference %s: %w", a.Name, err)
+		}
+	}
+	if t := s.Reference.Threads; t != nil {
+		if err := t.Validate(s.Reference.Noise); err != nil {
+			return fmt.Errorf("suite: %w", err)
 		}
 	}
 	return nil
@@ -350,6 +358,9 @@ func (c Criteria) Validate() error {
 	if c.Text != nil {
 		if err := c.Text.validate(); err != nil {
 			return err
+		}
+		if c.Text.BothWays && c.Version < 3 {
+			return errors.New("criteria: text.bothWays is of version 3")
 		}
 		measures = MeasuresOfTexts
 	}

@@ -139,6 +139,10 @@ type TextCriteria struct {
 	// likely: a border case that flips there is a tie.
 	Tie float64 `json:"tie"`
 
+	// BothWays says that every case is asked streamed and whole, and that the two
+	// answers have to be the same (from version 3 on).
+	BothWays bool `json:"bothWays,omitempty"`
+
 	// Sampled is for texts that are drawn at random ([DecideSampled], version 4).
 	Sampled *SampledCriteria `json:"sampled,omitempty"`
 }
@@ -236,6 +240,8 @@ func (c TextCriteria) validate() error {
 		return fmt.Errorf("criteria: seeds %q is neither %s nor %s", c.Sampled.Seeds, SeedsEach, SeedsNone)
 	case c.Sampled != nil && c.Sampled.Unit != UnitCharacters && c.Sampled.Unit != UnitTokens:
 		return fmt.Errorf("criteria: unit %q is neither %s nor %s", c.Sampled.Unit, UnitCharacters, UnitTokens)
+	case c.Sampled != nil && c.BothWays:
+		return errors.New("criteria: what is drawn at random is another text each time, streamed or whole")
 	case !(c.Tie >= 0):
 		return errors.New("criteria: text.tie must not be negative")
 	case c.Decision != DecideAnswer && (c.Pattern != "" || c.Pointer != ""):
@@ -282,4 +288,18 @@ type TextSummary struct {
 	Tokens     int    `json:"tokens"`  // positions whose log probabilities were compared
 	MaxLogprob string `json:"maxLogprob"`
 	TopMissing int    `json:"topMissing"` // of the reference's most likely tokens, those that were not listed
+
+	BothWays *BothWays `json:"bothWays,omitempty"` // of plans that have cases asked streamed and whole
+}
+
+// BothWays counts the cases that were asked streamed and whole.
+type BothWays struct {
+	Planned  int `json:"planned"`
+	Compared int `json:"compared"`
+	Same     int `json:"same"`
+
+	// Differ counts what is not the same, by class: "stream-text", "stream-tool-calls",
+	// "stream-choices", "stream-refusal", "stream-finish-reason", "stream-logprobs",
+	// "stream-usage", or how the second answer is none.
+	Differ map[string]int `json:"differ"`
 }

@@ -52,9 +52,15 @@ func needed(t *testing.T, why string) {
 	t.Skip(why)
 }
 
-// The real thing: llama.cpp, over a model of our own in GGUF files of three
-// kinds.
-func TestLlama(t *testing.T) {
+// For package openai_test, which has whole suites over it.
+var (
+	Llama   = llama
+	Rounded = rounded
+)
+
+// needLlama skips a test where llama.cpp cannot run.
+func needLlama(t *testing.T) {
+	t.Helper()
 	version, err := exec.Command("node", "--version").Output()
 	var major int
 	fmt.Sscanf(string(version), "v%d", &major)
@@ -64,14 +70,28 @@ func TestLlama(t *testing.T) {
 	if _, err := os.Stat(examples + "environments/llama/node_modules/@node-llama-cpp/linux-x64"); err != nil {
 		needed(t, fmt.Sprintf("llama.cpp is not installed: run 'make deps': %v", err))
 	}
-	f16 := examples + "models/assistant/assistant-f16.gguf"
-	q4 := filepath.Join(t.TempDir(), "q4_0.gguf")
+}
+
+// rounded returns the example's model as it was released, in f16, and rounded to
+// q4_0. It skips a test where llama.cpp cannot run.
+func rounded(t *testing.T) (f16, q4 string) {
+	t.Helper()
+	needLlama(t)
+	f16 = examples + "models/assistant/assistant-f16.gguf"
+	q4 = filepath.Join(t.TempDir(), "q4_0.gguf")
 	if out, err := exec.Command("node", examples+"environments/llama/quantize.mjs", "q4_0", f16, q4).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	return f16, q4
+}
+
+// The real thing: llama.cpp, over a model of our own in GGUF files of three
+// kinds.
+func TestLlama(t *testing.T) {
+	f16, q4 := rounded(t)
 	reference := dialLlama(t, NameChat, llama(t, f16))
 	same := dialLlama(t, NameChat, llama(t, f16))
-	rounded := dialLlama(t, NameChat, llama(t, q4))
+	coarse := dialLlama(t, NameChat, llama(t, q4))
 
 	d, err := reference.Describe(t.Context())
 	if err != nil || !strings.HasPrefix(d.ServerVersion, "llama.cpp ") || !strings.HasPrefix(d.Parameters["model_path"], "sha256:") || d.Parameters["context"] != "192" || !strings.HasPrefix(d.Parameters["chat_template"], "sha256:") {
@@ -90,7 +110,7 @@ func TestLlama(t *testing.T) {
 		if got := answer(t, same, q); fmt.Sprint(got.Choices) != fmt.Sprint(want.Choices) {
 			t.Errorf("%s: the same file answers %+v and %+v", q.ID, want.Choices, got.Choices)
 		}
-		got := answer(t, rounded, q)
+		got := answer(t, coarse, q)
 		tools += len(want.Choices[0].ToolCalls)
 		a, b := want.Choices[0], got.Choices[0]
 		if a.Text != b.Text || fmt.Sprint(a.ToolCalls) != fmt.Sprint(b.ToolCalls) {
@@ -136,7 +156,7 @@ func TestLlama(t *testing.T) {
 		}
 		return answer(t, tg, q).Outputs[0]
 	}
-	float, packed, other := vector(reference.base, "float"), vector(reference.base, "base64"), vector(rounded.base, "float")
+	float, packed, other := vector(reference.base, "float"), vector(reference.base, "base64"), vector(coarse.base, "float")
 	if d := compare.Tensors(float, packed, compare.Tolerance{}); d.Fault != "" || d.BitsDiffer != 0 || d.Elements != 128 {
 		t.Errorf("the two encodings of an embedding: %+v", d)
 	}

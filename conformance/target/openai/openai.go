@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/assay-dev/assay/conformance/target"
@@ -216,4 +217,35 @@ func Join(questions []target.Question) (joined target.Question, ok bool) {
 	joined.ID = "batch"
 	joined.Request, err = json.Marshal(all)
 	return joined, err == nil
+}
+
+// OtherWay makes of a question the same one asked the other way: streamed, if
+// request, which is what is sent for it, asks for a whole answer, and the other
+// way round. sampled says that the answer is drawn at random, so that two of them
+// may differ.
+func OtherWay(q target.Question, request []byte) (other target.Question, sampled bool, err error) {
+	var sent struct {
+		Stream      bool    `json:"stream"`
+		Temperature float64 `json:"temperature"`
+	}
+	if err := json.Unmarshal(request, &sent); err != nil {
+		return q, false, err
+	}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(q.Request, &all); err != nil {
+		return q, false, err
+	}
+	all["stream"] = json.RawMessage(strconv.FormatBool(!sent.Stream))
+	if sent.Stream {
+		delete(all, "stream_options")
+	}
+	// What is inside of a member stays as it was written.
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(all); err != nil {
+		return q, false, err
+	}
+	q.Request = bytes.TrimSpace(b.Bytes())
+	return q, sent.Temperature > 0, nil
 }

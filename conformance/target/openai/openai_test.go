@@ -2,9 +2,13 @@ package openai
 
 import (
 	"encoding/json"
+	"io"
 	"math"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -229,7 +233,7 @@ func TestToolCalls(t *testing.T) {
 }
 
 // Whatever a server would choose a default for is sent.
-func TestEverythingIsSent(t *testing.T) {
+func TestTrap5EverythingIsSent(t *testing.T) {
 	s := targettest.NewOpenAI(t)
 	for _, c := range []struct{ name, options, request, want string }{
 		{NameChat, ``, `{"messages":[]}`,
@@ -245,6 +249,94 @@ func TestEverythingIsSent(t *testing.T) {
 		got, err := open(t, c.name, c.options, s).Encode(question(c.request))
 		if err != nil || string(got) != c.want {
 			t.Errorf("%s %s:\n%s, %v, want\n%s", c.name, c.request, got, err, c.want)
+		}
+	}
+}
+
+// Trap 5: what a server would choose for itself is not left to it, but sent, on the
+// wire; what an answer shows not to have been heeded is found; and so is what the
+// server says it used instead. A temperature that nobody sees is found by asking
+// again: see TestTrap5TemperatureOfItsOwn of package conformance.
+func TestTrap5ServerDefaults(t *testing.T) {
+	chat := []string{"temperature", "top_p", "n", "seed", "max_tokens", "presence_penalty", "frequency_penalty", "stop", "stream", "logprobs", "response_format"}
+	completions := []string{"temperature", "top_p", "n", "seed", "max_tokens", "presence_penalty", "frequency_penalty", "stop", "stream", "logprobs", "echo", "best_of"}
+	vllm := []string{"top_k", "min_p", "repetition_penalty", "length_penalty", "ignore_eos", "min_tokens", "skip_special_tokens"}
+	llama := []string{"top_k", "min_p", "typical_p", "repeat_penalty", "dry_multiplier", "xtc_probability", "mirostat", "cache_prompt", "ignore_eos"}
+	var wire atomic.Value
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		raw, _ := io.ReadAll(r.Body)
+		wire.Store(raw)
+		w.WriteHeader(http.StatusTeapot)
+	}))
+	defer s.Close()
+	for _, c := range []struct {
+		name, options, request string
+		want                   []string
+	}{
+		{NameChat, "", `{"messages":[]}`, chat},
+		{NameChat, "", `{"messages":[],"tools":[{"type":"function","function":{"name":"f"}}]}`, append([]string{"tool_choice", "parallel_tool_calls"}, chat...)},
+		{NameChat, "", `{"messages":[],"stream":true}`, append([]string{"stream_options"}, chat...)},
+		{NameChat, `{"dialect":"vllm"}`, `{"messages":[]}`, append(vllm, chat...)},
+		{NameChat, `{"dialect":"llama.cpp"}`, `{"messages":[]}`, append(llama, chat...)},
+		{NameCompletions, "", `{"prompt":"x"}`, completions},
+		{NameCompletions, `{"dialect":"vllm"}`, `{"prompt":"x"}`, append(vllm, completions...)},
+		{NameCompletions, `{"dialect":"llama.cpp"}`, `{"prompt":"x"}`, append(llama, completions...)},
+		{NameEmbeddings, "", `{"input":"x"}`, []string{"encoding_format"}},
+	} {
+		tg, err := New(attest.Target{Protocol: c.name, URL: s.URL + "/v1", Model: "parrot", Options: c.options})
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := tg.Encode(question(c.request))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tg.Send(t.Context(), raw)
+		var sent map[string]json.RawMessage
+		if err := json.Unmarshal(wire.Load().([]byte), &sent); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range c.want {
+			if _, ok := sent[name]; !ok {
+				t.Errorf("%s %s: %s is left to the server", c.name, c.options, name)
+			}
+		}
+	}
+
+	const text = `"messages":[{"role":"user","content":"one two three four five six"}]`
+	const tool = `,"tools":[{"type":"function","function":{"name":"weather","parameters":{"type":"object"}}}]`
+	for fault, c := range map[string]struct{ name, request string }{
+		"ignore-max-tokens": {NameChat, `{` + text + `,"max_tokens":3}`}, "ignore-stop": {NameChat, `{` + text + `,"stop":"three"}`},
+		"ignore-stream": {NameChat, `{` + text + `,"stream":true}`}, "no-usage": {NameChat, `{` + text + `,"stream":true}`},
+		"no-logprobs": {NameChat, `{` + text + `,"logprobs":true}`}, "no-top-logprobs": {NameChat, `{` + text + `,"logprobs":true,"top_logprobs":2}`},
+		"drop-choice":       {NameChat, `{` + text + `,"n":2}`},
+		"ignore-dimensions": {NameEmbeddings, `{"input":"one two","dimensions":4}`}, "ignore-format": {NameEmbeddings, `{"input":"one two","encoding_format":"base64"}`},
+		// What no fault has to be made for: the fake calls no tool here, and speaks no JSON.
+		"tool_choice":     {NameChat, `{` + text + tool + `,"tool_choice":"required"}`},
+		"response_format": {NameChat, `{` + text + `,"response_format":{"type":"json_object"}}`},
+	} {
+		f := targettest.NewOpenAI(t)
+		f.SetMisbehave(func(int) string { return fault })
+		if _, _, err := ask(t, open(t, c.name, "", f), c.request); err == nil || !strings.HasPrefix(err.Error(), "ignored: ") {
+			t.Errorf("%s: %v", fault, err)
+		}
+	}
+
+	const applies = "applies the parameters that it is sent"
+	for fault, want := range map[string]string{"": "not said", "settings": "passed", "other-settings": "temperature is 0, and it says that it used 0.8"} {
+		f := targettest.NewOpenAI(t)
+		f.SetMisbehave(func(int) string { return fault })
+		checks := open(t, NameChat, "", f).Probe(t.Context(), question(`{`+text+`,"top_p":0.3}`))
+		i := slices.IndexFunc(checks, func(c target.Check) bool { return c.Name == applies })
+		got := "not said"
+		if i >= 0 {
+			got = checks[i].Detail
+			if checks[i].Passed {
+				got = "passed"
+			}
+		}
+		if got != want {
+			t.Errorf("%q: %s, want %s: %+v", fault, got, want, checks)
 		}
 	}
 }

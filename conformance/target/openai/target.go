@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -174,8 +175,64 @@ func (t *Target) Probe(ctx context.Context, q target.Question) []target.Check {
 	checks := []target.Check{t.probeLength(ctx, q)}
 	if t.name != NameEmbeddings {
 		checks = append(checks, t.probeStream(ctx, q))
+		if c, said := t.probeApplied(ctx, q); said {
+			checks = append(checks, c)
+		}
 	}
 	return checks
+}
+
+// probeApplied holds what the server says of the parameters that it used against
+// those that it was sent. Few servers say: for the others there is no check.
+func (t *Target) probeApplied(ctx context.Context, q target.Question) (c target.Check, said bool) {
+	c.Name = "applies the parameters that it is sent"
+	a, err := t.ask(ctx, q, map[string]any{"stream": false})
+	if err != nil || len(a.Applied) == 0 {
+		return c, false // what is wrong with answers the cases show
+	}
+	sent, err := t.parameters(q)
+	if err != nil {
+		c.Detail = err.Error()
+		return c, true
+	}
+	held := 0
+	for _, name := range slices.Sorted(maps.Keys(a.Applied)) {
+		want, ok := sent[name]
+		if !ok || name == "stream" {
+			continue
+		}
+		same, comparable := sameParameter(want, json.RawMessage(a.Applied[name]))
+		if !comparable {
+			continue
+		}
+		if held++; !same {
+			c.Detail = fmt.Sprintf("%s is %s, and it says that it used %s", name, want, a.Applied[name])
+			return c, true
+		}
+	}
+	c.Passed, c.Detail = true, fmt.Sprintf("it says which it used, and of %d it was sent the same", held)
+	return c, true
+}
+
+// sameParameter compares two numbers, truths or strings. Servers keep numbers as
+// float32.
+func sameParameter(want, got json.RawMessage) (same, comparable bool) {
+	var w, g any
+	if json.Unmarshal(want, &w) != nil || json.Unmarshal(got, &g) != nil {
+		return false, false
+	}
+	switch w := w.(type) {
+	case float64:
+		g, ok := g.(float64)
+		return ok && float32(w) == float32(g), ok
+	case bool:
+		g, ok := g.(bool)
+		return w == g, ok
+	case string:
+		g, ok := g.(string)
+		return w == g, ok
+	}
+	return false, false
 }
 
 // probeLength asks longer and longer questions. A server that cuts them short

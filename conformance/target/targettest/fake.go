@@ -1,6 +1,7 @@
 package targettest
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -33,6 +34,11 @@ type Server struct {
 	// Triton says that the server has the extensions model_configuration and
 	// statistics.
 	Triton bool
+
+	// Threads and Precision are what the server declares of itself: 0 says nothing of
+	// its threads, and "" is fp32. They change nothing.
+	Threads   int
+	Precision string
 
 	// Cached, if set before the first request, makes the server answer a
 	// question it has had before from a store, and own up to it in its
@@ -85,7 +91,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `{"name":"fake","version":"1","extensions":["binary_tensor_data"`+more+`]}`)
 	case "/v2/models/m/ready":
 	case "/v2/models/m":
-		fmt.Fprint(w, `{"name":"m","versions":["1"],"platform":"fake","inputs":[{"name":"features","datatype":"FP32","shape":[-1,2]}],"outputs":[{"name":"probabilities","datatype":"FP32","shape":[-1,2]}],"parameters":{"precision":"fp32"}}`)
+		threads := ""
+		if s.Threads > 0 {
+			threads = fmt.Sprintf(`,"threads":"%d"`, s.Threads)
+		}
+		fmt.Fprintf(w, `{"name":"m","versions":["1"],"platform":"fake","inputs":[{"name":"features","datatype":"FP32","shape":[-1,2]}],"outputs":[{"name":"probabilities","datatype":"FP32","shape":[-1,2]}],"parameters":{"precision":%q%s}}`, cmp.Or(s.Precision, "fp32"), threads)
 	case "/v2/models/m/config":
 		fmt.Fprintf(w, `{"name":"m","backend":"fake","max_batch_size":1024,"instance_group":[{"name":"m_0","kind":"KIND_CPU","count":1,"gpus":[]}],"response_cache":{"enable":%v},"dynamic_batching":{"max_queue_delay_microseconds":"100"},"parameters":{"precision":{"string_value":"fp32"}}}`, s.Cached)
 	case "/v2/models/m/stats":

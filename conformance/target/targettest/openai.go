@@ -33,6 +33,10 @@ type OpenAI struct {
 	// OpenAIFaults.
 	Misbehave func(n int) string
 
+	// Threads is what the server declares of itself, as llama.cpp's example does; 0 is
+	// to say nothing. It changes nothing.
+	Threads int
+
 	// Context is how many tokens a question may have; 0 is 1,000.
 	Context int
 
@@ -58,6 +62,16 @@ var OpenAIFaults = []string{
 var OpenAIChoiceFaults = []string{
 	"nan", "null-logprob", "no-logprobs", "no-top-logprobs", "silent-canary", "lost-token", "drop-choice", "extra-choice", "no-finish", "ignore-max-tokens", "ignore-stop", "ignore-stream",
 }
+
+// OpenAIWayFaults are further words for chats. A word after "stream-" is of streams
+// alone, and one after "whole-" of answers that are whole, so that the two are not
+// the same: any word of the lists above, and these.
+var OpenAIWayFaults = []string{"other-call", "no-call", "usage-more", "finish-length", "refuses", "other-tokens"}
+
+// OpenAIDefaultFaults are further words for chats: the server has a temperature of
+// its own, and says nothing of it; it says which parameters it used
+// ("settings"), and one of them is its own ("other-settings").
+var OpenAIDefaultFaults = []string{"ignore-temperature", "settings", "other-settings"}
 
 // OpenAIEmbeddingFaults are further words for embeddings.
 var OpenAIEmbeddingFaults = []string{"coarse", "narrow", "long", "zero", "swapped"}
@@ -137,7 +151,11 @@ func (s *OpenAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case "/v1/models":
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprintf(w, `{"object":"list","data":[{"id":%q,"object":"model","created":1772323200,"owned_by":"fake"},{"id":%q,"object":"model","created":1772323200,"owned_by":"fake"}]}`, parrot, parrotFull)
+		meta := ""
+		if s.Threads > 0 {
+			meta = fmt.Sprintf(`,"meta":{"n_threads":%d}`, s.Threads)
+		}
+		fmt.Fprintf(w, `{"object":"list","data":[{"id":%q,"object":"model","created":1772323200,"owned_by":"fake"%[3]s},{"id":%[2]q,"object":"model","created":1772323200,"owned_by":"fake"%[3]s}]}`, parrot, parrotFull, meta)
 		return
 	case "/v1/chat/completions", "/v1/completions", "/v1/embeddings":
 	default:
@@ -178,6 +196,17 @@ func (s *OpenAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := ""
 	if misbehave != nil {
 		fault = misbehave(n)
+	}
+	if of, ok := strings.CutPrefix(fault, "stream-"); ok {
+		fault = ""
+		if q.Stream {
+			fault = of
+		}
+	} else if of, ok := strings.CutPrefix(fault, "whole-"); ok {
+		fault = ""
+		if !q.Stream {
+			fault = of
+		}
 	}
 	a := &openAIAnswer{s: s, q: q, fault: fault, w: w, model: parrotFull, id: fmt.Sprintf("fake-%d", n)}
 	switch fault {
@@ -309,15 +338,22 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 	}
 	tokens := slices.Clone(last)
 	slices.Reverse(tokens)
-	if a.fault == "silent-canary" {
+	switch a.fault {
+	case "silent-canary":
 		tokens = append([]string{" well"}, tokens...)
+	case "ignore-temperature": // what is drawn is another word each time
+		tokens = append([]string{" " + a.id}, tokens...)
 	}
 	reason := "stop"
 	text := strings.Join(last, "")
 	var call map[string]any
 	if m := weather.FindStringSubmatch(text); a.chat && m != nil && len(q.Tools) > 0 && q.ToolChoice != "none" {
 		tokens, reason = nil, "tool_calls"
-		call = map[string]any{"id": "call_1", "type": "function", "function": map[string]any{"name": q.Tools[0].Function.Name, "arguments": `{"city": "` + m[1] + `"}`}}
+		city := m[1]
+		if a.fault == "other-call" {
+			city += "burg"
+		}
+		call = map[string]any{"id": "call_1", "type": "function", "function": map[string]any{"name": q.Tools[0].Function.Name, "arguments": `{"city": "` + city + `"}`}}
 	}
 	n := 1
 	if q.N != nil {
@@ -359,8 +395,18 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 		counted = 5 * n
 	}
 	usage := map[string]any{"prompt_tokens": a.promptTokens, "completion_tokens": counted, "total_tokens": a.promptTokens + counted}
-	if a.fault == "usage-off" {
+	switch a.fault {
+	case "usage-off":
 		usage["total_tokens"] = 1
+	case "usage-more":
+		usage = map[string]any{"prompt_tokens": a.promptTokens, "completion_tokens": counted + 1, "total_tokens": a.promptTokens + counted + 1}
+	}
+	refusal := any(nil)
+	if a.fault == "refuses" {
+		refusal = "I cannot say that."
+	}
+	if a.fault == "no-call" {
+		call = nil // and it still ends for one
 	}
 	if !a.streaming() {
 		choices := []any{}
@@ -368,7 +414,7 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 			tokens := said[i].tokens
 			c := map[string]any{"index": i, "finish_reason": a.finish(said[i].finish), "logprobs": a.logprobs(tokens)}
 			if a.chat {
-				m := map[string]any{"role": "assistant", "content": strings.Join(tokens, ""), "refusal": nil}
+				m := map[string]any{"role": "assistant", "content": strings.Join(tokens, ""), "refusal": refusal}
 				if call != nil {
 					m["content"], m["tool_calls"] = nil, []any{call}
 				}
@@ -402,6 +448,9 @@ func (a *openAIAnswer) complete(prompt []string) []byte {
 	for i := range n {
 		if a.chat {
 			event(piece(i, map[string]any{"role": "assistant", "content": ""}, nil, nil))
+		}
+		if refusal != nil {
+			event(piece(i, map[string]any{"refusal": refusal}, nil, nil))
 		}
 		if call != nil {
 			f := call["function"].(map[string]any)
@@ -504,8 +553,11 @@ func (a *openAIAnswer) draw(prompt string, tokens []string, n int) [][]string {
 }
 
 func (a *openAIAnswer) finish(reason string) any {
-	if a.fault == "no-finish" {
+	switch a.fault {
+	case "no-finish":
 		return nil
+	case "finish-length":
+		return "length"
 	}
 	return reason
 }
@@ -522,6 +574,17 @@ func (a *openAIAnswer) document(v map[string]any, chunk bool) []byte {
 	v["id"], v["created"], v["system_fingerprint"] = a.id, 1772323200, "fp_fake"
 	if a.model != "" {
 		v["model"] = a.model
+	}
+	if strings.HasSuffix(a.fault, "settings") && !chunk {
+		// As llama.cpp says it: what is a float to it has come through one.
+		used := map[string]any{"temperature": a.q.Temperature, "top_p": a.q.TopP, "n_ctx": 4096}
+		if a.q.TopP != nil {
+			used["top_p"] = float64(float32(*a.q.TopP))
+		}
+		if a.fault == "other-settings" {
+			used["temperature"] = 0.8
+		}
+		v["generation_settings"] = used
 	}
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -553,6 +616,9 @@ func (a *openAIAnswer) logprobs(tokens []string) any {
 	const best = -0.015625
 	content, texts, values, tops := []any{}, []string{}, []float64{}, []map[string]float64{}
 	for _, t := range tokens {
+		if a.fault == "other-tokens" {
+			t = strings.ToUpper(t)
+		}
 		alternatives, m := []any{}, map[string]float64{}
 		for i := range top {
 			alt, v := t, best

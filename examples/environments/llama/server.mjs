@@ -245,11 +245,11 @@ export async function start(options) {
     const route = `${req.method} ${req.url}`;
     if (route === "GET /health") return answer(res, 200, { status: "ok" });
     if (route === "GET /v1/models") {
-      return answer(res, 200, { object: "list", data: [...new Set([options.name, version])].map((id) => ({ id, object: "model", created: 0, owned_by: "llama.cpp", meta: { n_ctx_train: main.size, size: main.model.size } })) });
+      return answer(res, 200, { object: "list", data: [...new Set([options.name, version])].map((id) => ({ id, object: "model", created: 0, owned_by: "llama.cpp", meta: { n_ctx_train: main.size, size: main.model.size, n_threads: threads } })) });
     }
     if (route === "GET /props") {
       return answer(res, 200, {
-        build_info: `llama.cpp ${llama.llamaCppRelease.release}, threads ${threads}`, chat_template: main.template, total_slots: 1, default_generation_settings: { n_ctx: main.size },
+        build_info: `llama.cpp ${llama.llamaCppRelease.release}`, chat_template: main.template, total_slots: 1, default_generation_settings: { n_ctx: main.size },
         model_path: options.declare ?? `sha256:${createHash("sha256").update(readFileSync(options.model)).digest("hex")}`,
       });
     }
