@@ -158,7 +158,7 @@ func (p *payload) hashingAll() time.Duration {
 }
 
 // receivers are buffers like those of a server.
-var receivers = sync.Pool{New: func() any { return store.NewBuffer(4 * mib) }}
+var receivers = sync.Pool{New: func() any { return (*[4 * mib]byte)(store.NewBuffer(4 * mib)) }}
 
 // receiving is the time and the processor time of a program that takes payloads
 // from connections at once and hashes them, and does nothing else with them.
@@ -189,11 +189,11 @@ func receiving(payloads ...*payload) (took, cpu time.Duration, err error) {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
 			before := threadCPU()
-			buf, h := receivers.Get().([]byte), sha256.New()
+			buf, h := receivers.Get().(*[4 * mib]byte), sha256.New()
 			defer receivers.Put(buf)
 			for err == nil {
 				var n int
-				n, err = c.Read(buf)
+				n, err = c.Read(buf[:])
 				h.Write(buf[:n])
 			}
 			used[i] = threadCPU() - before
