@@ -54,8 +54,9 @@ type manifestFate struct {
 type openUpload struct {
 	location string
 	whole    []byte
-	acked    int // by the answer to a piece
-	at       int // where the client believes it stands
+	acked    int  // by the answer to a piece
+	at       int  // where the client believes it stands
+	lost     bool // that is not so: it has to ask
 }
 
 func newPusher(n int, seed uint64) *pusher {
@@ -140,7 +141,7 @@ func (c *pusher) goOn() (reply, error) {
 		}
 		return r, err
 	}
-	if c.rand.IntN(2) == 0 {
+	if u.lost || c.rand.IntN(2) == 0 {
 		r := ask(c.url, "GET", u.location, nil)
 		if r.status == http.StatusNotFound && u.acked == 0 {
 			c.upload = nil // nothing was received, nothing is lost
@@ -163,7 +164,7 @@ func (c *pusher) goOn() (reply, error) {
 		if offset < u.acked {
 			return r, fmt.Errorf("of %d bytes that were acknowledged, %d are left", u.acked, offset)
 		}
-		u.at, u.location = offset, r.header.Get("Location")
+		u.at, u.location, u.lost = offset, r.header.Get("Location"), false
 	}
 	if u.at == len(u.whole) {
 		d := digest.FromBytes(u.whole)
@@ -192,6 +193,12 @@ func (c *pusher) goOn() (reply, error) {
 	r := ask(c.url, "PATCH", u.location, chunk, "Content-Range", fmt.Sprintf("%d-%d", u.at, u.at+len(chunk)-1), "Content-Type", "application/octet-stream")
 	if u.acked == 0 && r.status == http.StatusNotFound {
 		c.upload = nil
+		return r, nil
+	}
+	if r.status == http.StatusRequestedRangeNotSatisfiable && u.at > u.acked {
+		// It had bytes whose sync failed, said so when it was asked, and has been
+		// started again since.
+		u.lost = true
 		return r, nil
 	}
 	ok, err := expect(r, http.StatusAccepted)
