@@ -176,6 +176,9 @@ func (j *judge) fits() {
 	if r.Plan.Cases != len(r.Suite.Cases) || r.Plan.Order != r.Suite.order() {
 		j.fallsShort("the plan is for another suite")
 	}
+	if err := r.Suite.askable(r.Plan); err != nil {
+		j.fallsShort("%v", err)
+	}
 	if suite, criteria, err := r.Suite.digests(); err != nil || !sameDigest(r.Plan.Suite, suite) || !sameDigest(r.Plan.Criteria, criteria) {
 		j.fallsShort("the plan names another suite or other criteria")
 	}

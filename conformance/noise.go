@@ -24,13 +24,28 @@ type probe struct {
 	request  []byte
 }
 
+// askable says why the questions of the suite cannot be asked as a plan says, or
+// nil. Plans are of whoever replays: what they ask for and nobody would judge is
+// refused.
+func (s *Suite) askable(plan attest.Plan) error {
+	switch {
+	case s.sampled() && (plan.Threads != nil || plan.BothWays > 0):
+		return errors.New("plan: what is drawn at random is another text each time: sampled texts are not asked on another number of threads, nor streamed and whole")
+	case s.Criteria.Noise == nil && plan.Threads != nil:
+		return errors.New("plan: threads are varied from version 2 of the criteria on")
+	case !s.ofTexts() && plan.BothWays > 0:
+		return errors.New("plan: only texts can be streamed, and so be asked both ways")
+	}
+	return nil
+}
+
 // probes returns those of a plan, in the order in which they are sent. They
 // follow from suite and plan alone, so whoever judges knows what was asked.
 func (s *Suite) probes(plan attest.Plan, p target.Protocol) ([]probe, error) {
+	if err := s.askable(plan); err != nil {
+		return nil, err
+	}
 	if s.sampled() {
-		if plan.Threads != nil || plan.BothWays > 0 {
-			return nil, errors.New("plan: what is drawn at random is another text each time: sampled texts are not asked on another number of threads, nor streamed and whole")
-		}
 		return nil, nil // to be asked again is what its cases are for
 	}
 	var chosen []attest.Case
@@ -180,8 +195,14 @@ func (j *judge) measureNoise(observed map[string][]*attest.Observation) error {
 	for _, p := range list {
 		j.planned[probeKey(p.kind, p.cases[0].ID)] = true
 	}
-	ways := list[len(list)-r.Plan.BothWays:] // they are no noise probes
-	list = list[:len(list)-len(ways)]
+	// Those that are asked the other way are no noise probes.
+	var ways []probe
+	list = slices.DeleteFunc(list, func(p probe) bool {
+		if p.kind == attest.ProbeOtherWay {
+			ways = append(ways, p)
+		}
+		return p.kind == attest.ProbeOtherWay
+	})
 	counts := &attest.ProbeCounts{Planned: len(list)}
 	j.report.Probes = counts
 	moved := false

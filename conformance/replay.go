@@ -64,9 +64,10 @@ func NewPlan(opt PlanOptions) (attest.Plan, error) {
 	} else if opt.Probes == 0 && opt.Suite.Criteria.Version >= 2 {
 		opt.Probes = min(32, opt.Suite.Document.Claim)
 	}
-	if t := opt.Suite.Criteria.Text; t == nil && opt.BothWays > 0 {
-		return attest.Plan{}, errors.New("only texts can be streamed, and so be asked both ways")
-	} else if t != nil && t.BothWays {
+	if err := opt.Suite.askable(attest.Plan{Threads: opt.Threads, BothWays: opt.BothWays}); err != nil {
+		return attest.Plan{}, err
+	}
+	if t := opt.Suite.Criteria.Text; t != nil && t.BothWays {
 		opt.BothWays = len(opt.Suite.Cases)
 	}
 	p := attest.Plan{

@@ -385,7 +385,7 @@ func (j *judge) sampledTexts() {
 	s := &x.summary
 	*s = attest.SampledSummary{
 		Unit: c.Unit, Prefix: c.Prefix, Seeds: c.Seeds, Samples: c.Samples, Prompts: len(x.references[0].byPrompt),
-		Symbols: x.length - x.beyond, Beyond: x.beyond, Length: format(x.mean()), Drift: "0", Unmet: format(stats.Detectable(plan.N, 0, plan.Beta)),
+		Symbols: x.length - x.beyond, Beyond: x.beyond, Length: format(x.mean()), Drift: "unknown", Unmet: format(stats.Detectable(plan.N, 0, plan.Beta)),
 		References: []attest.SampledReference{}, Finish: []attest.FinishCount{},
 	}
 	reasons := maps.Clone(x.finish)

@@ -200,6 +200,27 @@ func TestWaysThatThereAreNot(t *testing.T) {
 	if _, err := NewPlan(PlanOptions{Suite: record(t), BothWays: 1}); err == nil || !strings.Contains(err.Error(), "only texts can be streamed") {
 		t.Errorf("tensors: %v", err)
 	}
+	// Whoever replays may write any plan. One of tensors that asks for it, or of more
+	// cases than there are, gets no verdict that leaves it out.
+	r := newBench(t, rounding).replay()
+	r.Plan.BothWays = 3
+	if report, err := Judge(r); err == nil && report.Verdict == attest.Certified {
+		t.Error("a plan of tensors with it was certified")
+	}
+	r.Plan.BothWays, r.Plan.Threads = 0, &attest.OtherThreads{URL: "http://x", Threads: attest.Threads{Own: 1, Other: 2, DeclaredBy: attest.ByServer}}
+	if report, err := Judge(r); err == nil && report.Verdict == attest.Certified {
+		t.Error("a plan that varies threads, under criteria that do not judge it, was certified")
+	}
+	r.Plan.Threads = nil
+	if report, err := Judge(r); err != nil || report.Verdict != attest.Certified {
+		t.Errorf("with neither: %s, %v", report.Verdict, err)
+	}
+	b = newTextBench(t, textCandidates(""), textCriteria(attest.TextCriteria{Decision: attest.DecideText}))
+	r = b.replay(nil)
+	r.Plan.Cases, r.Plan.BothWays = 10_000, 9_999
+	if report, err := Judge(r); err == nil && report.Verdict == attest.Certified {
+		t.Error("a plan with it for more cases than there are was certified")
+	}
 	c := textCriteria(attest.TextCriteria{Decision: attest.DecideText, BothWays: true})
 	if err := c.Validate(); err == nil {
 		t.Error("criteria of version 2 with it")

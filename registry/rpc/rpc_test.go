@@ -1049,7 +1049,7 @@ func FuzzGateway(f *testing.F) {
 	f.Fuzz(func(t *testing.T, method, path, query, body string) {
 		r, err := http.NewRequestWithContext(t.Context(), method, "http://assay.example/api/v1/", strings.NewReader(body))
 		if err != nil {
-			t.Skip("it is no HTTP method")
+			return // it is no HTTP method
 		}
 		r.URL.Path, r.URL.RawQuery = r.URL.Path+path, query
 		w := httptest.NewRecorder()

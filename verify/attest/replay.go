@@ -348,8 +348,8 @@ type SampledSummary struct {
 	Unmet string `json:"unmet"`
 
 	// Drift is the distance between the earlier and the later half of the
-	// environment's own samples, around 0 if it did not change meanwhile. It
-	// decides nothing.
+	// environment's own samples, around 0 if it did not change meanwhile, and
+	// "unknown" if too many of them are missing. It decides nothing.
 	Drift  string        `json:"drift"`
 	Length string        `json:"length"` // mean number of symbols of the environment's texts
 	Finish []FinishCount `json:"finish"` // why texts ended

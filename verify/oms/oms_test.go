@@ -495,7 +495,7 @@ func TestTars(t *testing.T) {
 	for name, content := range map[string]string{
 		"a link":    archive(t, false, tar.Header{Name: "x", Typeflag: tar.TypeSymlink, Linkname: "/etc/passwd"}),
 		"truncated": archive(t, false, tar.Header{Name: "x", Typeflag: tar.TypeReg, Linkname: "123"})[:513],
-		"zstd":      "\x28\xb5\x2f\xfdxxxx",
+		"zstd":      "\x28\xb5\x2f\xfd and so on",
 		"noise":     strings.Repeat("noise", 200),
 	} {
 		files, err := Files(t.Context(), manifest(t, layer("application/vnd.cncf.model.weight.v1.tar", "dir", content)), func(context.Context, ocispec.Descriptor) (io.ReadCloser, error) {
