@@ -283,12 +283,12 @@ func TestEveryFault(t *testing.T) {
 		t.Run(fault, func(t *testing.T) {
 			b := newBench(t, scorer)
 			b.retry = 2
-			b.server.Misbehave = func(n int) string {
+			b.server.SetMisbehave(func(n int) string {
 				if n == 30 {
 					return fault
 				}
 				return ""
-			}
+			})
 			replayed := b.replay()
 			r := judged(t, replayed)
 			want := attest.Rejected
@@ -310,12 +310,12 @@ func TestEveryFault(t *testing.T) {
 
 func TestAnEnvironmentThatDies(t *testing.T) {
 	b := newBench(t, scorer)
-	b.server.Misbehave = func(n int) string {
+	b.server.SetMisbehave(func(n int) string {
 		if n > 40 {
 			return "close"
 		}
 		return ""
-	}
+	})
 	r := judged(t, b.replay())
 	if r.Verdict != attest.Inconclusive || r.Cases.Failed == 0 || r.Cases.Compared == 0 {
 		t.Errorf("%+v", r)
@@ -384,22 +384,22 @@ func rank(v attest.Verdict) int {
 func TestNothingThatIsMissingImprovesAVerdict(t *testing.T) {
 	cases := map[string]*Replayed{"certified": newBench(t, scorer).replay(), "rejected": newBench(t, shifted(0.3)).replay()}
 	dying := newBench(t, scorer)
-	dying.server.Misbehave = func(n int) string {
+	dying.server.SetMisbehave(func(n int) string {
 		if n > 60 {
 			return "close"
 		}
 		return ""
-	}
+	})
 	cases["inconclusive"] = dying.replay()
 	barely := newBench(t, scorer)
 	n := 0
-	barely.server.Model = func(in []float32) []float32 {
+	barely.server.SetModel(func(in []float32) []float32 {
 		if n++; n == 8 { // one case of all
 			p := scorer(in)
 			return []float32{p[1], p[0]}
 		}
 		return scorer(in)
-	}
+	})
 	cases["rejected by one case"] = barely.replay()
 	cases["certified by criteria of version 2"] = second(newBench(t, scorer), close...).replay()
 	for name, r := range cases {

@@ -227,7 +227,7 @@ func TestTensorsAsEmbeddings(t *testing.T) {
 	if slices.Max(border) > claim[len(claim)/2] {
 		t.Errorf("border cases lead by up to %v, and the median of claim cases is %v", slices.Max(border), claim[len(claim)/2])
 	}
-	b.server.Model = func(in []float32) []float32 { x := embed(in); return []float32{x[0], x[1] * 1.2} }
+	b.server.SetModel(func(in []float32) []float32 { x := embed(in); return []float32{x[0], x[1] * 1.2} })
 	b.dir = t.TempDir()
 	if r := judged(t, b.replay()); r.Verdict != attest.Rejected || r.Embeddings[0].Exceeding == 0 {
 		t.Errorf("%s: %v", r.Verdict, r.Reasons)

@@ -116,12 +116,12 @@ func TestLimits(t *testing.T) {
 // An answer that never came is not fast, and is not shown to be slow.
 func TestNoAnswerIsNotASlowOne(t *testing.T) {
 	b := second(newBench(t, scorer), attest.Limit{Measure: attest.MeasureSlow, Margin: 60_000})
-	b.server.Misbehave = func(n int) string {
+	b.server.SetMisbehave(func(n int) string {
 		if n > 20 {
 			return "close"
 		}
 		return ""
-	}
+	})
 	r := judged(t, b.replay())
 	if r.Verdict != attest.Inconclusive || r.Gates[3].Hypotheses[0].Value != fmt.Sprint(r.Cases.Failed) {
 		t.Errorf("%s: %v, %+v", r.Verdict, r.Reasons, r.Gates[3])
@@ -145,12 +145,12 @@ func TestANoisyEnvironment(t *testing.T) {
 	}
 	// A floor that is not measured is not a floor of zero.
 	b = second(newBench(t, scorer))
-	b.server.Misbehave = func(n int) string {
+	b.server.SetMisbehave(func(n int) string {
 		if n == 71+2+5 {
 			return "http-500"
 		}
 		return ""
-	}
+	})
 	if r := judged(t, b.replay()); r.Verdict != attest.Inconclusive || r.Probes.Failed != 1 || r.Cases.Compared != 71 {
 		t.Errorf("%s: %v, %+v", r.Verdict, r.Reasons, r.Probes)
 	}
@@ -189,13 +189,13 @@ func TestStrataAreKeptApart(t *testing.T) {
 			border[float32(v[0])] = true
 		}
 	}
-	b.server.Model = func(in []float32) []float32 {
+	b.server.SetModel(func(in []float32) []float32 {
 		p := scorer(in)
 		if border[in[0]] {
 			return []float32{p[1], p[0]}
 		}
 		return p
-	}
+	})
 	r := judged(t, b.replay())
 	if r.Verdict != attest.Rejected || r.Border.Flips+r.Border.Ties != 12 || len(r.Flips) != 0 || r.Power.Observed != 0 {
 		t.Errorf("%s, border %+v, flips %v", r.Verdict, r.Border, r.Flips)
@@ -238,12 +238,12 @@ func TestTrap3ComparingAPrefix(t *testing.T) {
 func TestTrap4Retries(t *testing.T) {
 	b := second(newBench(t, scorer))
 	b.retry = 5
-	b.server.Misbehave = func(n int) string {
+	b.server.SetMisbehave(func(n int) string {
 		if n%25 == 0 {
 			return "http-500"
 		}
 		return ""
-	}
+	})
 	r := judged(t, b.replay())
 	if r.Verdict != attest.Inconclusive || r.Cases.Retried == 0 || r.Cases.Failed != r.Cases.Retried {
 		t.Errorf("%s: %+v", r.Verdict, r.Cases)
@@ -270,12 +270,12 @@ func TestTrap8Cache(t *testing.T) {
 // answer and not only in the first; and it proves nothing alone.
 func TestTrap9DeclaredIdentity(t *testing.T) {
 	b := second(newBench(t, scorer))
-	b.server.Misbehave = func(n int) string {
+	b.server.SetMisbehave(func(n int) string {
 		if n == 50 {
 			return "wrong-version"
 		}
 		return ""
-	}
+	})
 	if r := judged(t, b.replay()); r.Verdict != attest.Rejected || r.Errors["wrong-version"] != 1 {
 		t.Errorf("one answer of another version: %s, %v", r.Verdict, r.Errors)
 	}
@@ -290,12 +290,12 @@ func TestTrap2FaultsAreCountedByName(t *testing.T) {
 		"nan": "", "shape": "wrong-shape", "dtype": "wrong-datatype", "drop-output": "missing-output", "extra-output": "extra-output", "error-in-200": "error-in-200",
 	} {
 		b := second(newBench(t, scorer))
-		b.server.Misbehave = func(n int) string {
+		b.server.SetMisbehave(func(n int) string {
 			if n == 30 {
 				return fault
 			}
 			return ""
-		}
+		})
 		r := judged(t, b.replay())
 		if r.Verdict != attest.Rejected || r.Cases.Wrong != 1 || len(r.Errors) != 1 || class != "" && r.Errors[class] != 1 {
 			t.Errorf("%s: %s, %v", fault, r.Verdict, r.Errors)

@@ -176,12 +176,12 @@ func TestStoppedOnce(t *testing.T) {
 // and delays count from then.
 func TestOpenLoop(t *testing.T) {
 	b := second(newBench(t, scorer))
-	b.server.Misbehave = func(n int) string {
+	b.server.SetMisbehave(func(n int) string {
 		if n == 20 {
 			time.Sleep(150 * time.Millisecond) // the stall
 		}
 		return ""
-	}
+	})
 	plan, d, env := b.plan()
 	plan.RatePerSecond, plan.Concurrency, plan.TimeoutMillis = 500, 1, 5000
 	replay, observations, err := Replay(t.Context(), b.suite, plan, d, connect(t, b.server), ReplayOptions{Dir: b.dir, Clock: time.Now})
@@ -234,7 +234,7 @@ func TestNoiseTraffic(t *testing.T) {
 	b = second(newBench(t, scorer))
 	var busy sync.Mutex
 	inFlight := 0
-	b.server.Model = func(in []float32) []float32 {
+	b.server.SetModel(func(in []float32) []float32 {
 		busy.Lock()
 		inFlight++
 		n := inFlight
@@ -248,7 +248,7 @@ func TestNoiseTraffic(t *testing.T) {
 			return []float32{p[1], p[0]}
 		}
 		return scorer(in)
-	}
+	})
 	if r := judged(t, b.replay()); r.Verdict != attest.Certified {
 		t.Errorf("idle: %s: %v", r.Verdict, r.Reasons)
 	}

@@ -286,12 +286,12 @@ func everyKind(t testing.TB) (list []*Replayed) {
 	list = append(list, newBench(t, shifted(0.2)).replay(), second(newBench(t, shifted(0.2)), close...).replay(), second(newBench(t, rounding), close...).replay())
 	// Nobody answers some of the cases.
 	silent := second(newBench(t, scorer), attest.Limit{Measure: attest.MeasureSlow, Margin: 60_000})
-	silent.server.Misbehave = func(n int) string {
+	silent.server.SetMisbehave(func(n int) string {
 		if n%9 == 8 {
 			return "close"
 		}
 		return ""
-	}
+	})
 	list = append(list, silent.replay())
 	var limits []attest.Limit
 	for _, measure := range slices.Sorted(maps.Keys(divergences)) {

@@ -142,7 +142,7 @@ func TestForms(t *testing.T) {
 		b := second(newBench(t, scorer), close...)
 		switch model {
 		case "shifted":
-			b.server.Model = shifted(1)
+			b.server.SetModel(shifted(1))
 		case "dead":
 			b.server.Close()
 		}

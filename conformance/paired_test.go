@@ -165,14 +165,14 @@ func TestAccuracy(t *testing.T) {
 	// Whoever does not answer is wrong.
 	b.change(0, 0)
 	var asked atomic.Int64
-	b.server.Misbehave = func(int) string {
+	b.server.SetMisbehave(func(int) string {
 		if asked.Add(1) == 50 {
 			return "http-500"
 		}
 		return ""
-	}
+	})
 	r := judged(t, b.replay())
-	b.server.Misbehave = nil
+	b.server.SetMisbehave(nil)
 	i := slices.IndexFunc(b.suite.Cases, func(c attest.Case) bool { return len(r.Examples) > 0 && c.ID == r.Examples[0].Case })
 	if i < 0 {
 		t.Fatalf("%+v", r.Examples)

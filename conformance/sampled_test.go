@@ -54,7 +54,7 @@ func recordDrawn(t testing.TB, fault string, candidates []Candidate, criteria at
 	t.Helper()
 	b := &textBench{t: t, server: targettest.NewOpenAI(t), options: PlanOptions{MaxWait: -1, Concurrency: 2}}
 	b.target = attest.Target{Protocol: openai.NameChat, URL: b.server.URL + "/v1", Model: "parrot", Version: "parrot-2026-03-01"}
-	b.server.Misbehave = always(fault)
+	b.server.SetMisbehave(always(fault))
 	asked := 0
 	opt := RecordOptions{Name: "suite", Model: attest.ResourceOf("", digest.FromString("model")), Target: b.target, Candidates: candidates,
 		Claim: criteria.Plan.N, Criteria: criteria, DataClassification: "synthetic", Clock: time.Now, Progress: func(n int) { asked += n }}
@@ -64,7 +64,7 @@ func recordDrawn(t testing.TB, fault string, candidates []Candidate, criteria at
 	}
 	for _, fault := range accepted {
 		other := targettest.NewOpenAI(t)
-		other.Misbehave = always(fault)
+		other.SetMisbehave(always(fault))
 		at := b.target
 		at.URL = other.URL + "/v1"
 		reference, err := Open(at)

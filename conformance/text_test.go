@@ -84,7 +84,7 @@ func newRequestBench(t testing.TB, protocol string, candidates []Candidate, crit
 // replay replays the suite against the bench's server.
 func (b *textBench) replay(misbehave func(n int) string) *Replayed {
 	b.t.Helper()
-	b.server.Misbehave = misbehave
+	b.server.SetMisbehave(misbehave)
 	suite, criteria, err := b.suite.digests()
 	if err != nil {
 		b.t.Fatal(err)

@@ -92,12 +92,12 @@ func TestTrap5TemperatureOfItsOwn(t *testing.T) {
 // choices to one question are one case.
 func TestTrap6DenominatorsStay(t *testing.T) {
 	b := second(newBench(t, scorer))
-	b.server.Misbehave = func(n int) string {
+	b.server.SetMisbehave(func(n int) string {
 		if n > 30 && n%4 == 0 {
 			return "http-500"
 		}
 		return ""
-	}
+	})
 	r := judged(t, b.replay())
 	if r.Verdict != attest.Inconclusive || r.Metrics[0].SampleSize != 59 || r.Cases.Claim != 59 || r.Cases.Failed == 0 || r.Power.Planned != 59 {
 		t.Errorf("%s: %+v, %+v", r.Verdict, r.Metrics[0], r.Cases)
@@ -156,12 +156,12 @@ func TestTrap7FloatPlumbing(t *testing.T) {
 	}
 	for _, token := range []string{"nan", "infinity", "null", "strings"} {
 		b := second(newBench(t, scorer))
-		b.server.Misbehave = func(n int) string {
+		b.server.SetMisbehave(func(n int) string {
 			if n == 30 {
 				return token
 			}
 			return ""
-		}
+		})
 		if r := judged(t, b.replay()); r.Verdict != attest.Rejected || r.Cases.Wrong != 1 {
 			t.Errorf("%s: %s %+v", token, r.Verdict, r.Cases)
 		}
@@ -240,13 +240,13 @@ func TestTrap8BatchAndLoad(t *testing.T) {
 	// In a batch all rows but the first are off: the probes see it, and no case does.
 	s := targettest.NewServer(t, scorer)
 	var last atomic.Int64 // the request of the last row
-	s.Model = func(in []float32) []float32 {
+	s.SetModel(func(in []float32) []float32 {
 		p := scorer(in)
 		if n := int64(s.Requests()); last.Swap(n) == n {
 			return []float32{p[0] - 1e-3, p[1] + 1e-3}
 		}
 		return p
-	}
+	})
 	batched := second(newBench(t, nil))
 	batched.server = s
 	r := judged(t, batched.replay())

@@ -228,7 +228,7 @@ func TestWaysThatThereAreNot(t *testing.T) {
 	// A reference that streams something else is none.
 	b = newTextBench(t, textCandidates(""), textCriteria(attest.TextCriteria{Decision: attest.DecideText}))
 	c.Version = 3
-	b.server.Misbehave = func(int) string { return "stream-lost-token" }
+	b.server.SetMisbehave(func(int) string { return "stream-lost-token" })
 	tg, err = Open(b.target)
 	if err != nil {
 		t.Fatal(err)

@@ -67,7 +67,7 @@ func TestREST(t *testing.T) {
 			s := targettest.Subject{
 				Open: func(t testing.TB, fault func(int) string) (target.Target, targettest.Environment) {
 					s := targettest.NewServer(t, echo)
-					s.Misbehave = fault
+					s.SetMisbehave(fault)
 					tg, err := New(attest.Target{Protocol: name, URL: s.URL, Model: "m", Version: "1"})
 					if err != nil {
 						t.Fatal(err)

@@ -73,7 +73,7 @@ func subject(name, request string, faults map[string]string, check func(testing.
 	s := targettest.Subject{
 		Open: func(t testing.TB, fault func(int) string) (target.Target, targettest.Environment) {
 			s := targettest.NewOpenAI(t)
-			s.Misbehave = fault
+			s.SetMisbehave(fault)
 			return open(t, name, "", s), s
 		},
 		Question: question(request), Check: check, Faults: faults,
@@ -180,7 +180,7 @@ func TestEmbeddings(t *testing.T) {
 // Chunks that come a few bytes at a time say the same, and say when.
 func TestTrickledChunks(t *testing.T) {
 	s := targettest.NewOpenAI(t)
-	s.Misbehave = func(int) string { return "trickle" }
+	s.SetMisbehave(func(int) string { return "trickle" })
 	tg := open(t, NameChat, "", s)
 	a, x, err := ask(t, tg, `{"messages":[{"role":"user","content":"a b c d e"}],"stream":true}`)
 	if err != nil {
@@ -345,7 +345,7 @@ func TestProbe(t *testing.T) {
 	const request = `{"messages":[{"role":"user","content":"one two three four five six"}]}`
 	for fault, want := range map[string][2]bool{"": {true, true}, "cut": {false, true}, "lost-token": {true, false}, "no-usage": {true, false}} {
 		s := targettest.NewOpenAI(t)
-		s.Misbehave = func(int) string { return fault }
+		s.SetMisbehave(func(int) string { return fault })
 		s.Context = 100
 		checks := open(t, NameChat, "", s).Probe(t.Context(), question(request))
 		if len(checks) != 2 || checks[0].Passed != want[0] || checks[1].Passed != want[1] {

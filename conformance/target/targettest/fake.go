@@ -18,18 +18,10 @@ import (
 
 // A Server speaks the Open Inference Protocol over REST, with tensors in JSON
 // or, if it is asked so, as bytes. Its model m has one input "features" [-1,2]
-// and one output "probabilities" [-1,2], computed by Model; its model echo
+// and one output "probabilities" [-1,2], computed by a function; its model echo
 // answers with its inputs. Misbehaviour is set per request number.
 type Server struct {
 	*httptest.Server
-
-	// Model computes an output row from an input row. It declares two numbers,
-	// and answers with as many as there are.
-	Model func(in []float32) []float32
-
-	// Misbehave, unless nil, is asked before each answer, with the number of
-	// the request from 1; "" is to behave. The words are those of Faults.
-	Misbehave func(n int) string
 
 	// Triton says that the server has the extensions model_configuration and
 	// statistics.
@@ -46,13 +38,15 @@ type Server struct {
 	Cached bool
 
 	mu         sync.Mutex
-	requests   int               // guarded by mu, as all below
+	model      func(in []float32) []float32 // guarded by mu, as all below
+	misbehave  func(n int) string           // or nil
+	requests   int
 	inferences int               // computed, not stored
 	hits       int               // stored
 	store      map[string][]byte // answers by question
 }
 
-// Faults are the words that Misbehave may say.
+// Faults are the words that a server may be told to misbehave by.
 var Faults = []string{
 	"nan", "infinity", "shape", "dtype", "drop-output", "extra-output", "error-in-200", "wrong-id", "wrong-model", "wrong-version",
 	"truncated", "http-500", "http-429", "hang", "close", "not-json", "duplicate-key", "null", "empty", "strings", "cached",
@@ -63,13 +57,33 @@ var BinaryFaults = []string{"size", "left-over", "header-length"}
 
 // NewServer starts a server that behaves.
 func NewServer(t testing.TB, model func([]float32) []float32) *Server {
-	s := &Server{Model: model}
+	s := &Server{model: model}
 	s.Server = httptest.NewServer(s)
 	t.Cleanup(func() {
 		s.CloseClientConnections()
 		s.Close()
 	})
 	return s
+}
+
+// SetModel sets what computes an output row from an input row. The server declares
+// two numbers, and answers with as many as there are.
+func (s *Server) SetModel(f func(in []float32) []float32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.model = f
+}
+
+// SetMisbehave sets what is asked before each answer, with the number of the request
+// from 1; "" is to behave, and so is nil. The words are those of Faults.
+//
+// It may be called between any two requests, and is a method because no client knows
+// when a server is done with one: a connection that was closed may still have its
+// handler.
+func (s *Server) SetMisbehave(f func(n int) string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.misbehave = f
 }
 
 // Requests is the number of inferences asked for.
@@ -175,9 +189,12 @@ func (s *Server) infer(w http.ResponseWriter, r *http.Request, model string) {
 		}
 		outputs = []fakeTensor{good}
 	}
+	s.mu.Lock()
+	misbehave := s.misbehave
+	s.mu.Unlock()
 	fault := ""
-	if s.Misbehave != nil {
-		fault = s.Misbehave(n)
+	if misbehave != nil {
+		fault = misbehave(n)
 	}
 	a := fakeAnswer{ID: q.ID, Model: model, Version: "1", Outputs: outputs}
 	first := &a.Outputs[0]
@@ -301,9 +318,12 @@ func (s *Server) compute(inputs []fakeTensor) (out fakeTensor, err error) {
 	if json.Unmarshal(in.Shape, &shape) != nil || len(shape) != 2 || shape[1] != 2 || len(features) != shape[0]*2 {
 		return out, fmt.Errorf("one input of shape [n,2] is expected")
 	}
+	s.mu.Lock()
+	row := s.model
+	s.mu.Unlock()
 	var values []float32
 	for ; len(features) > 0; features = features[2:] {
-		values = append(values, s.Model(features[:2])...)
+		values = append(values, row(features[:2])...)
 	}
 	out = fakeTensor{Name: "probabilities", Datatype: "FP32", Shape: json.RawMessage(fmt.Sprintf("[%d,%d]", shape[0], len(values)/max(1, shape[0])))}
 	for _, v := range values {

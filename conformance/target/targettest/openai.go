@@ -28,11 +28,6 @@ import (
 type OpenAI struct {
 	*httptest.Server
 
-	// Misbehave, unless nil, is asked before each answer, with the number of
-	// the request from 1; "" is to behave. The words are those of
-	// OpenAIFaults.
-	Misbehave func(n int) string
-
 	// Threads is what the server declares of itself, as llama.cpp's example does; 0 is
 	// to say nothing. It changes nothing.
 	Threads int
@@ -40,19 +35,21 @@ type OpenAI struct {
 	// Context is how many tokens a question may have; 0 is 1,000.
 	Context int
 
-	mu       sync.Mutex
-	requests int            // guarded by mu
-	drawn    map[string]int // guarded by mu: how often a prompt was answered at random
+	mu        sync.Mutex
+	misbehave func(n int) string // guarded by mu, as all below; or nil
+	requests  int
+	drawn     map[string]int // how often a prompt was answered at random
 }
 
-// SetMisbehave sets Misbehave of a server that runs already.
+// SetMisbehave sets what is asked before each answer, as that of Server does. The
+// words are those of OpenAIFaults.
 func (s *OpenAI) SetMisbehave(f func(n int) string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.Misbehave = f
+	s.misbehave = f
 }
 
-// OpenAIFaults are the words that Misbehave may say, of every answer.
+// OpenAIFaults are the words that a server may be told to misbehave by, in every answer.
 var OpenAIFaults = []string{
 	"http-500", "http-429", "hang", "close", "empty", "not-json", "truncated", "error-in-200", "wrong-model", "no-model", "cached", "duplicate-key", "usage-off",
 	"trickle",
@@ -191,7 +188,7 @@ func (s *OpenAI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mu.Lock()
-	misbehave := s.Misbehave
+	misbehave := s.misbehave
 	s.mu.Unlock()
 	fault := ""
 	if misbehave != nil {

@@ -116,7 +116,7 @@ func accumulate(t *testing.T, s *targettest.OpenAI, p openai.ChatCompletionNewPa
 func TestStream(t *testing.T) {
 	for _, fault := range []string{"", "trickle"} {
 		s := targettest.NewOpenAI(t)
-		s.Misbehave = func(int) string { return fault }
+		s.SetMisbehave(func(int) string { return fault })
 		got, err := accumulate(t, s, chat())
 		if err != nil {
 			t.Fatal(err)
@@ -198,7 +198,7 @@ func TestMisbehaviour(t *testing.T) {
 		"close":           func(err error) bool { return err != nil && status(err) == 0 },
 	} {
 		s := targettest.NewOpenAI(t)
-		s.Misbehave = func(int) string { return fault }
+		s.SetMisbehave(func(int) string { return fault })
 		if _, err := accumulate(t, s, chat()); !check(err) {
 			t.Errorf("%s: %v", fault, err)
 		}
