@@ -24,7 +24,7 @@ func clientRows(b *bench) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if err := p.writeFile(filepath.Join(dir, "model.bin"), true); err != nil {
+	if err := p.writeFile(filepath.Join(dir, "model.bin")); err != nil {
 		return err
 	}
 	command := func(host string, args ...string) (time.Duration, error) {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -113,8 +115,8 @@ func (p *payload) send(c *net.TCPConn) error {
 	return nil
 }
 
-// writeFile writes the payload to a file, and syncs it if asked.
-func (p *payload) writeFile(path string, sync bool) error {
+// writeFile writes the payload to a file, and syncs it.
+func (p *payload) writeFile(path string) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -126,10 +128,7 @@ func (p *payload) writeFile(path string, sync bool) error {
 			return err
 		}
 	}
-	if sync {
-		return f.Sync()
-	}
-	return nil
+	return f.Sync()
 }
 
 // hashing is the limit of one stream: SHA-256 of the payload by one core, from
@@ -157,17 +156,23 @@ func (p *payload) hashingAll() time.Duration {
 	return time.Since(start) / time.Duration(runtime.NumCPU())
 }
 
+// writePiece is how much a server takes before it writes it.
+const writePiece = 4 * mib
+
 // receivers are buffers like those of a server.
-var receivers = sync.Pool{New: func() any { return (*[4 * mib]byte)(store.NewBuffer(4 * mib)) }}
+var receivers = sync.Pool{New: func() any { return (*[writePiece]byte)(store.NewBuffer(writePiece)) }}
 
 // receiving is the time and the processor time of a program that takes payloads
-// from connections at once and hashes them, and does nothing else with them.
-func receiving(payloads ...*payload) (took, cpu time.Duration, err error) {
+// from connections at once and hashes them, and does nothing else with them; or,
+// if it has a folder, writes each to a file there past the page cache while it
+// takes what comes next, and syncs it. The files are removed.
+func receiving(dir string, payloads ...*payload) (took, cpu time.Duration, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, 0, err
 	}
 	defer l.Close()
+	settle()
 	var group errgroup.Group
 	used := make([]time.Duration, len(payloads))
 	start := time.Now()
@@ -180,24 +185,19 @@ func receiving(payloads ...*payload) (took, cpu time.Duration, err error) {
 			defer c.Close()
 			return p.send(c.(*net.TCPConn))
 		})
+		path := ""
+		if dir != "" {
+			path = filepath.Join(dir, fmt.Sprint("received-", i))
+			defer os.Remove(path)
+		}
 		group.Go(func() error {
 			c, err := l.Accept()
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
-			before := threadCPU()
-			buf, h := receivers.Get().(*[4 * mib]byte), sha256.New()
-			defer receivers.Put(buf)
-			for err == nil {
-				var n int
-				n, err = c.Read(buf[:])
-				h.Write(buf[:n])
-			}
-			used[i] = threadCPU() - before
-			return nil
+			used[i], err = receive(c, path, p.size)
+			return err
 		})
 	}
 	err = group.Wait()
@@ -207,42 +207,95 @@ func receiving(payloads ...*payload) (took, cpu time.Duration, err error) {
 	return time.Since(start), cpu, err
 }
 
-// writing is the limit of the disk: the payload to a new file, sequentially,
-// with one sync at its end. The file is removed.
-func (p *payload) writing(dir string) (time.Duration, error) {
-	path := filepath.Join(dir, "limit")
-	defer os.Remove(path)
+// receive takes size bytes from one connection. It returns the processor time of
+// all but the writing.
+func receive(c net.Conn, path string, size int64) (cpu time.Duration, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := threadCPU()
+	var f *os.File
+	if path != "" {
+		if f, err = createDirect(path, size); err != nil {
+			return 0, err
+		}
+		defer f.Close()
+	}
+	h := sha256.New()
+	var written chan error // of the piece before; nil if there is none
+	for at := int64(0); at < size && err == nil; {
+		buf := receivers.Get().(*[writePiece]byte)
+		n := 0
+		for n < len(buf) && at < size && err == nil {
+			var m int
+			m, err = c.Read(buf[n:])
+			h.Write(buf[n : n+m])
+			n, at = n+m, at+int64(m)
+		}
+		if written != nil {
+			err = cmp.Or(err, <-written)
+		}
+		written = make(chan error, 1)
+		go func() {
+			defer receivers.Put(buf)
+			var err error
+			if f != nil {
+				_, err = f.Write(buf[:n])
+			}
+			written <- err
+		}()
+	}
+	err = cmp.Or(err, <-written)
+	if f != nil && err == nil {
+		err = f.Sync()
+	}
+	return threadCPU() - before, err
+}
+
+// writing is the limit of the disk: payloads to new files at once, each
+// sequentially, with one sync at its end. write is writeFile or writeDirect. The
+// files are removed.
+func writing(dir string, write func(*payload, string) error, payloads ...*payload) (time.Duration, error) {
+	var paths []string
+	for i := range payloads {
+		paths = append(paths, filepath.Join(dir, fmt.Sprint("limit-", i)))
+		defer os.Remove(paths[i])
+	}
 	settle()
 	start := time.Now()
-	err := p.writeFile(path, true)
+	var group errgroup.Group
+	for i, p := range payloads {
+		group.Go(func() error { return write(p, paths[i]) })
+	}
+	err := group.Wait()
 	return time.Since(start), err
 }
 
-// writingDirect is the same past the page cache, in pieces of 4 MiB.
-func (p *payload) writingDirect(dir string) (time.Duration, error) {
-	path := filepath.Join(dir, "limit")
-	defer os.Remove(path)
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|syscall.O_DIRECT, 0o600)
+// writeDirect is writeFile past the page cache, in pieces of 4 MiB.
+func (p *payload) writeDirect(path string) error {
+	f, err := createDirect(path, p.size)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer f.Close()
-	buf, err := unix.Mmap(-1, 0, 4*mib, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Munmap(buf)
-	copy(buf, p.data)
-	settle()
-	start := time.Now()
-	unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, p.size)
-	for n := int64(0); n < p.size; n += int64(len(buf)) {
-		if _, err := f.Write(buf); err != nil {
-			return 0, err
+	buf := receivers.Get().(*[writePiece]byte)
+	defer receivers.Put(buf)
+	copy(buf[:], p.data)
+	for n := int64(0); n < p.size; n += writePiece {
+		if _, err := f.Write(buf[:]); err != nil {
+			return err
 		}
 	}
-	err = f.Sync()
-	return time.Since(start), err
+	return f.Sync()
+}
+
+// createDirect makes a file of which the pages are not cached, with room for size
+// bytes.
+func createDirect(path string, size int64) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|syscall.O_DIRECT, 0o600)
+	if err == nil {
+		unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, size)
+	}
+	return f, err
 }
 
 // settle lets the disk finish what an earlier measurement left in memory, so
