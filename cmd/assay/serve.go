@@ -132,7 +132,8 @@ const processorsPerCore = 4
 // at once. (Badger's documentation advises the same, for the same reason.)
 //
 // Whoever sets GOMAXPROCS has the last word. It is called when everything that
-// counts cores has done so.
+// counts cores has done so. From then on the runtime does not follow a limit of
+// the container's that changes (see [runtime.GOMAXPROCS]).
 func spareProcessors() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(processorsPerCore * runtime.GOMAXPROCS(0))
