@@ -87,7 +87,9 @@ func main() {
 	// The clients and the bare programs here are to wait for cores, as programs of
 	// their own would, and not for each other's system calls to be noticed (see
 	// spareProcessors of 'assay serve').
-	runtime.GOMAXPROCS(4 * runtime.GOMAXPROCS(0))
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(4 * runtime.GOMAXPROCS(0))
+	}
 	b := &bench{payloads: map[content]*payload{}}
 	var rows, tools string
 	flag.StringVar(&b.assay, "assay", "bin/assay", "the assay `program`")

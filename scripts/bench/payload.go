@@ -1,10 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -162,19 +162,16 @@ const writePiece = 4 * mib
 // receivers are buffers like those of a server.
 var receivers = sync.Pool{New: func() any { return (*[writePiece]byte)(store.NewBuffer(writePiece)) }}
 
-// receiving is the time and the processor time of a program that takes payloads
-// from connections at once and hashes them, and does nothing else with them; or,
-// if it has a folder, writes each to a file there past the page cache while it
-// takes what comes next, and syncs it. The files are removed.
-func receiving(dir string, payloads ...*payload) (took, cpu time.Duration, err error) {
+// receiving is the time that bare programs take for payloads that come from
+// connections at once; take does it for one of them.
+func receiving(take func(i int, c net.Conn) error, payloads ...*payload) (time.Duration, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	defer l.Close()
 	settle()
 	var group errgroup.Group
-	used := make([]time.Duration, len(payloads))
 	start := time.Now()
 	for i, p := range payloads {
 		group.Go(func() error {
@@ -185,70 +182,94 @@ func receiving(dir string, payloads ...*payload) (took, cpu time.Duration, err e
 			defer c.Close()
 			return p.send(c.(*net.TCPConn))
 		})
-		path := ""
-		if dir != "" {
-			path = filepath.Join(dir, fmt.Sprint("received-", i))
-			defer os.Remove(path)
-		}
 		group.Go(func() error {
 			c, err := l.Accept()
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			used[i], err = receive(c, path, p.size)
-			return err
+			return take(i, c)
 		})
 	}
 	err = group.Wait()
+	return time.Since(start), err
+}
+
+// receivingHashed takes what comes and hashes it, and does nothing else with it. It
+// returns the time and the processor time of all of them together.
+func receivingHashed(payloads ...*payload) (took, cpu time.Duration, err error) {
+	used := make([]time.Duration, len(payloads))
+	took, err = receiving(func(i int, c net.Conn) error {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		before := threadCPU()
+		buf, h := receivers.Get().(*[writePiece]byte), sha256.New()
+		defer receivers.Put(buf)
+		for {
+			n, err := c.Read(buf[:])
+			h.Write(buf[:n])
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				return err
+			}
+		}
+		used[i] = threadCPU() - before
+		return nil
+	}, payloads...)
 	for _, u := range used {
 		cpu += u
 	}
-	return time.Since(start), cpu, err
+	return took, cpu, err
 }
 
-// receive takes size bytes from one connection. It returns the processor time of
-// all but the writing.
-func receive(c net.Conn, path string, size int64) (cpu time.Duration, err error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	before := threadCPU()
-	var f *os.File
-	if path != "" {
-		if f, err = createDirect(path, size); err != nil {
-			return 0, err
+// receivingWritten hashes them too, and writes each to a file past the page
+// cache, while it takes what comes next, with one sync at its end. The files are
+// removed.
+func receivingWritten(dir string, payloads ...*payload) (time.Duration, error) {
+	path := func(i int) string { return filepath.Join(dir, fmt.Sprint("received-", i)) }
+	for i := range payloads {
+		defer os.Remove(path(i))
+	}
+	return receiving(func(i int, c net.Conn) error {
+		f, err := createDirect(path(i), payloads[i].size)
+		if err != nil {
+			return err
 		}
 		defer f.Close()
-	}
-	h := sha256.New()
-	var written chan error // of the piece before; nil if there is none
-	for at := int64(0); at < size && err == nil; {
-		buf := receivers.Get().(*[writePiece]byte)
-		n := 0
-		for n < len(buf) && at < size && err == nil {
-			var m int
-			m, err = c.Read(buf[n:])
-			h.Write(buf[n : n+m])
-			n, at = n+m, at+int64(m)
+		var bufs [2]*[writePiece]byte
+		for i := range bufs {
+			bufs[i] = receivers.Get().(*[writePiece]byte)
+			defer receivers.Put(bufs[i])
 		}
-		if written != nil {
-			err = cmp.Or(err, <-written)
-		}
-		written = make(chan error, 1)
-		go func() {
-			defer receivers.Put(buf)
-			var err error
-			if f != nil {
-				_, err = f.Write(buf[:n])
+		h := sha256.New()
+		written := make(chan error, 1)
+		written <- nil // nothing is on its way
+		for k, more := 0, true; more; k++ {
+			buf, n := bufs[k%len(bufs)], 0
+			for n < len(buf) && more {
+				m, err := c.Read(buf[n:])
+				h.Write(buf[n : n+m])
+				n += m
+				if more = err == nil; !more && err != io.EOF {
+					<-written
+					return err
+				}
 			}
-			written <- err
-		}()
-	}
-	err = cmp.Or(err, <-written)
-	if f != nil && err == nil {
-		err = f.Sync()
-	}
-	return threadCPU() - before, err
+			if err := <-written; err != nil {
+				return err
+			}
+			go func() {
+				_, err := f.Write(buf[:n])
+				written <- err
+			}()
+		}
+		if err := <-written; err != nil {
+			return err
+		}
+		return f.Sync()
+	}, payloads...)
 }
 
 // writing is the limit of the disk: payloads to new files at once, each

@@ -88,7 +88,7 @@ func (b *bench) pushRows(n, quick int64) error {
 	for range runs {
 		took, cpu := p.hashing()
 		hash, hashCPU = append(hash, took), append(hashCPU, cpu)
-		if _, cpu, err = receiving("", p); err != nil {
+		if _, cpu, err = receivingHashed(p); err != nil {
 			return err
 		}
 		receive = append(receive, cpu)
@@ -148,12 +148,12 @@ func parallelPushRow(b *bench) error {
 	var hash, receive, all, disk, ours []time.Duration
 	for range b.runs {
 		hash = append(hash, p.hashingAll()*streams)
-		took, _, err := receiving("", payloads...)
+		took, _, err := receivingHashed(payloads...)
 		if err != nil {
 			return err
 		}
 		receive = append(receive, took)
-		if took, _, err = receiving(b.dir, payloads...); err != nil {
+		if took, err = receivingWritten(b.dir, payloads...); err != nil {
 			return err
 		}
 		all = append(all, took)
