@@ -51,11 +51,7 @@ import (
 func TestMain(m *testing.M) {
 	// Stories wait for servers and syncs more than they compute.
 	flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
-	testscript.Main(m, map[string]func(){
-		"assay": func() {
-			os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
-		},
-	})
+	testscript.Main(m, map[string]func(){"assay": main})
 }
 
 // toolsDir is where 'make tools' builds.
@@ -122,9 +118,9 @@ func TestStories(t *testing.T) {
 			return false, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"serve": serve, "stop": stop, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
+			"serve": serve, "halt": halt, "environment": environment, "status": exits, "state": state, "setenv": setFromFile, "flip": flip,
 			"certificate": certificate, "served": served, "schema": schema, "authorities": authorities, "issue": issue, "yesterday": yesterday,
-			"wire": throughWire, "killed": killed, "random": random, "pieces": pieces,
+			"wire": throughWire, "killed": killed, "broken-off": brokenOff, "random": random, "pieces": pieces, "sessions": sessions,
 			"openai": talk, "stop-openai": silence, "openai-fault": talkWrong, "questions": questions, "inputs": inputs,
 		},
 	})
@@ -173,8 +169,9 @@ func serve(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("HOST", host)
 }
 
-// stop ends the server: by SIGTERM, or as "stop kill" by SIGKILL.
-func stop(ts *testscript.TestScript, neg bool, args []string) {
+// halt ends the server: by SIGTERM, or as "halt kill" by SIGKILL. (It is not called
+// stop, because that word ends a story: names of testscript go first.)
+func halt(ts *testscript.TestScript, neg bool, args []string) {
 	v, ok := servers.LoadAndDelete(ts.Getenv("WORK"))
 	if !ok {
 		ts.Fatalf("no server is running")

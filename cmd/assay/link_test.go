@@ -33,6 +33,7 @@ type wire struct {
 	target  string // guarded by mu, as all below
 	carried int64  // bytes, both ways
 	left    int64  // until it stalls or breaks; -1: never
+	pace    int64  // bytes a second; 0: as fast as it can
 	breaks  bool   // then it breaks once, and is whole again; else it stalls
 	stalled chan struct{}
 	conns   []net.Conn
@@ -64,6 +65,12 @@ func (w *wire) carry(from, to net.Conn) {
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
+			w.mu.Lock()
+			pace := w.pace
+			w.mu.Unlock()
+			if pace > 0 {
+				time.Sleep(time.Duration(n) * time.Second / time.Duration(pace))
+			}
 			if !w.pass(int64(n)) {
 				return
 			}
@@ -122,7 +129,8 @@ var wires sync.Map // of *wire by work directory
 //	wire                 from now on commands go through it
 //	wire cut BYTES       after so many bytes it stalls
 //	wire break BYTES     after so many bytes its connections break, once
-//	wire open            it is whole again, to the server that runs now
+//	wire pace RATE       each connection carries so many bytes a second
+//	wire open            it is whole and fast again, to the server that runs now
 //	wire carried MIN MAX how many bytes it has carried since it was opened
 func throughWire(ts *testscript.TestScript, neg bool, args []string) {
 	work := ts.Getenv("WORK")
@@ -146,8 +154,10 @@ func throughWire(ts *testscript.TestScript, neg bool, args []string) {
 	switch {
 	case len(args) == 0 || args[0] == "open":
 		w.drop()
-		w.target, w.carried, w.left = ts.Getenv("HOST"), 0, -1
+		w.target, w.carried, w.left, w.pace = ts.Getenv("HOST"), 0, -1, 0
 		ts.Setenv("ASSAY_SERVER", "http://"+w.listener.Addr().String())
+	case args[0] == "pace":
+		w.pace = number(args[1])
 	case args[0] == "cut" || args[0] == "break":
 		w.left, w.breaks, w.stalled = number(args[1]), args[0] == "break", make(chan struct{})
 	case args[0] == "carried":
@@ -160,7 +170,15 @@ func throughWire(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // killed PROGRAM ARGS... runs a program until the wire stalls, and kills it.
-func killed(ts *testscript.TestScript, neg bool, args []string) {
+func killed(ts *testscript.TestScript, neg bool, args []string) { untilStalled(ts, os.Kill, args) }
+
+// broken-off PROGRAM ARGS... does so with the signal of Ctrl-C, and writes what it
+// has printed into the file printed.
+func brokenOff(ts *testscript.TestScript, neg bool, args []string) {
+	ts.Check(os.WriteFile(ts.MkAbs("printed"), untilStalled(ts, os.Interrupt, args), 0o600))
+}
+
+func untilStalled(ts *testscript.TestScript, end os.Signal, args []string) []byte {
 	v, ok := wires.Load(ts.Getenv("WORK"))
 	if !ok {
 		ts.Fatalf("there is no wire")
@@ -184,14 +202,16 @@ func killed(ts *testscript.TestScript, neg bool, args []string) {
 	case <-stalled:
 		// What is under way goes on arriving for a moment.
 		time.Sleep(200 * time.Millisecond)
-		cmd.Process.Kill()
+		cmd.Process.Signal(end)
 		<-ended
+		return out.Bytes()
 	case err := <-ended:
 		ts.Fatalf("%v ended before the wire stalled: %v\n%s", args, err, out.Bytes())
 	case <-time.After(time.Minute):
 		cmd.Process.Kill()
 		ts.Fatalf("the wire does not stall under %v\n%s", args, out.Bytes())
 	}
+	return nil
 }
 
 // random FILE BYTES writes bytes that do not repeat.
@@ -252,6 +272,17 @@ func TestWrongList(t *testing.T) {
 		if err != nil || !bytes.Equal(got, content) {
 			t.Errorf("with a wrong list (%v): %d bytes, or others: %v", wrong, len(got), err)
 		}
+	}
+}
+
+// sessions N checks how many uploads the server has that are not finished.
+func sessions(ts *testscript.TestScript, neg bool, args []string) {
+	resp, err := http.Get("http://" + ts.Getenv("HOST") + "/metrics")
+	ts.Check(err)
+	raw, err := io.ReadAll(resp.Body)
+	ts.Check(errors.Join(err, resp.Body.Close()))
+	if !bytes.Contains(raw, []byte("\nassay_uploads_running "+args[0]+"\n")) {
+		ts.Fatalf("there are not %s uploads:\n%s", args[0], raw)
 	}
 }
 
