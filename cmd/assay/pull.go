@@ -104,12 +104,12 @@ func pull(ctx context.Context, g *globals, ref, dir string) error {
 	lists := g.pieces(ctx, repo, desc, manifest.Layers)
 	bar := g.progress("pulling", total, true)
 	from, slots := newLink(repo), newSlots(pullConnections)
-	group, ctx := errgroup.WithContext(ctx)
+	group, each := errgroup.WithContext(ctx)
 	group.SetLimit(pushConcurrency)
 	for i, l := range manifest.Layers {
 		group.Go(func() error {
 			d := &download{link: from, desc: l, name: files[i].Name, list: lists[l.Digest], slots: slots, bar: bar}
-			fetched, err := pullFile(ctx, root, d)
+			fetched, err := pullFile(each, root, d)
 			files[i].Fetched, files[i].Bytes = fetched, d.fetched.Load()
 			return g.explain(err, "pulling "+files[i].Name)
 		})
@@ -117,7 +117,7 @@ func pull(ctx context.Context, g *globals, ref, dir string) error {
 	err = group.Wait()
 	bar.Stop()
 	if err != nil {
-		return err
+		return interrupted(ctx, err)
 	}
 	return g.print(struct {
 		Reference string        `json:"reference"`

@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"maps"
+	"net/url"
 	"os"
 	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -22,6 +25,9 @@ import (
 	"golang.org/x/sync/errgroup"
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/registry/remote"
+
+	pb "github.com/assay-dev/assay/proto/assay/v1"
+	"github.com/assay-dev/assay/verify/attest"
 )
 
 // pushConcurrency is how many files are sent at once: enough to use several
@@ -42,6 +48,10 @@ push to and pull from the same registry.
 
 What the registry has already is not sent again, and a file whose sending broke
 off, even because this command was killed, goes on where the registry has it.
+
+A large file is sent while it is hashed, and no further once its digest says
+that the registry has it. Files that begin like one of the tag or of the newest
+versions are hashed first.
 
 A full SemVer tag (1.4.0, v2.0.0-rc.1) is written once and cannot be moved
 afterwards; pushing to it again what is there changes nothing. The time in the
@@ -86,28 +96,34 @@ func push(ctx context.Context, g *globals, ref string, files []string, opt pushO
 	if tag == "" || strings.Contains(tag, ":") {
 		return remedy(usagef("%q has no tag to push to", ref), "write %s:1.0.0", strings.SplitN(ref, "@", 2)[0])
 	}
-	layers, total, err := hashFiles(g, files)
+	layers, total, err := layerFiles(files)
 	if err != nil {
 		return err
+	}
+	if _, _, _, err := pack(repo, layers, opt, ""); err != nil {
+		return err // before anything is sent
+	}
+	old, there, isThere := tagged(ctx, repo, tag)
+	if err := g.hashFirst(ctx, repo, old, there, layers); err != nil {
+		return err
+	}
+	bar := g.progress("pushing", total, true)
+	sent, present, err := pushFiles(ctx, g, repo, layers, bar)
+	bar.Stop()
+	if err != nil {
+		return interrupted(ctx, err)
 	}
 
 	manifest, config, body, err := pack(repo, layers, opt, pushTime())
 	if err != nil {
 		return err
 	}
-	if desc, there, ok := tagged(ctx, repo, tag); ok {
+	if isThere {
 		// What is there but for its time is that, so pushing it again changes nothing.
 		m, c, b, err := pack(repo, layers, opt, there.Annotations[ocispec.AnnotationCreated])
-		if err == nil && digest.FromBytes(b) == desc.Digest {
+		if err == nil && digest.FromBytes(b) == old.Digest {
 			manifest, config, body = m, c, b
 		}
-	}
-
-	bar := g.progress("pushing", total, true)
-	sent, err := pushFiles(ctx, g, repo, layers, bar)
-	bar.Stop()
-	if err != nil {
-		return err
 	}
 	desc := descriptorOf(manifest.MediaType, body)
 	desc.ArtifactType = manifest.ArtifactType
@@ -118,7 +134,7 @@ func push(ctx context.Context, g *globals, ref string, files []string, opt pushO
 	}
 	result := pushResult{
 		Reference: repo.Reference.Repository + "@" + desc.Digest.String(), Tags: tags,
-		Descriptor: desc, Sent: sent, Present: max(total-sent, 0),
+		Descriptor: desc, Sent: sent, Present: present,
 	}
 	return g.print(result, func(w io.Writer) {
 		fmt.Fprintf(w, "pushed %s:%s\n", repo.Reference.Repository, strings.Join(tags, ", "))
@@ -184,13 +200,14 @@ func pack(repo *remote.Repository, layers []layerFile, opt pushOptions, created 
 
 // A layerFile is a file that becomes a layer.
 type layerFile struct {
-	path string // where it is
-	name string // what it is called in the manifest
-	desc ocispec.Descriptor
+	path     string // where it is
+	name     string // what it is called in the manifest
+	modified time.Time
+	desc     ocispec.Descriptor // without a digest until it is hashed
 }
 
-// hashFiles reads every file once and describes it.
-func hashFiles(g *globals, files []string) ([]layerFile, int64, error) {
+// layerFiles describes the files, without their digests.
+func layerFiles(files []string) ([]layerFile, int64, error) {
 	layers := make([]layerFile, len(files))
 	seen := map[string]string{}
 	var total int64
@@ -213,70 +230,181 @@ func hashFiles(g *globals, files []string) ([]layerFile, int64, error) {
 			return nil, 0, remedy(usagef("%s and %s would both be called %s", other, file, name), "run the command in the folder that holds them")
 		}
 		seen[name] = file
-		layers[i] = layerFile{path: file, name: name, desc: ocispec.Descriptor{Size: info.Size()}}
+		layers[i] = layerFile{path: file, name: name, modified: info.ModTime(), desc: ocispec.Descriptor{Size: info.Size()}}
 		total += info.Size()
 	}
-	bar := g.progress("hashing", total, true)
-	defer bar.Stop()
-	var group errgroup.Group
+	return layers, total, nil
+}
+
+// hash reads the file and sets its digest. bar may be nil.
+func (l *layerFile) hash(ctx context.Context, bar *progress) error {
+	f, err := os.Open(l.path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := digest.Canonical.Digester()
+	// A buffer that stays in the processor's cache between the reading and the
+	// hashing; larger ones are slower.
+	buf := make([]byte, 128<<10)
+	var n int64
+	for {
+		m, err := f.Read(buf)
+		h.Hash().Write(buf[:m])
+		n += int64(m)
+		if bar != nil {
+			bar.Add(int64(m))
+		}
+		if err == io.EOF {
+			break
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", l.path, err)
+		}
+	}
+	if n != l.desc.Size {
+		return remedy(fmt.Errorf("%s had %d bytes, and has %d", l.path, l.desc.Size, n), "push it again when nothing writes to it")
+	}
+	l.desc.Digest = h.Digest()
+	return nil
+}
+
+// hashFirst hashes the files that are not sent unseen: small ones, which is
+// soon done, and those that the registry probably has.
+func (g *globals) hashFirst(ctx context.Context, repo *remote.Repository, old ocispec.Descriptor, there ocispec.Manifest, layers []layerFile) error {
+	likely, err := g.likely(ctx, repo, old, there, layers)
+	if err != nil {
+		return err
+	}
+	var which []*layerFile
+	var total int64
+	for i := range layers {
+		if l := &layers[i]; l.desc.Size < resumable || likely[i] {
+			which, total = append(which, l), total+l.desc.Size
+		}
+	}
+	var bar *progress
+	if total > 0 {
+		bar = g.progress("hashing", total, true)
+		defer bar.Stop()
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(pushConcurrency)
+	for _, l := range which {
+		group.Go(func() error { return l.hash(ctx, bar) })
+	}
+	return group.Wait()
+}
+
+// relatives is how many of the newest versions a push looks at.
+const relatives = 3
+
+// likely finds the large files that are as long as one that the tag names, or
+// one of the newest versions, and have the same first piece: those are most
+// likely the same. Where there is no list of pieces, the length has to do.
+func (g *globals) likely(ctx context.Context, repo *remote.Repository, old ocispec.Descriptor, there ocispec.Manifest, layers []layerFile) (likely []bool, err error) {
+	likely = make([]bool, len(layers))
+	sizes := map[int64]bool{}
+	for _, l := range layers {
+		if l.desc.Size >= resumable {
+			sizes[l.desc.Size] = true
+		}
+	}
+	if len(sizes) == 0 {
+		return likely, nil
+	}
+	for desc, m := range g.relatives(ctx, repo, old, there) {
+		var same []ocispec.Descriptor
+		for _, l := range m.Layers {
+			if sizes[l.Size] {
+				same = append(same, l)
+			}
+		}
+		lists := g.pieces(ctx, repo, desc, same)
+		for i, l := range layers {
+			for _, is := range same {
+				if likely[i] || is.Size != l.desc.Size {
+					continue
+				}
+				if likely[i], err = l.begins(lists[is.Digest]); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return likely, nil
+}
+
+// relatives are the manifests of a tag and of the newest versions, as far as
+// they can be had. A registry that is not Assay tells no versions.
+func (g *globals) relatives(ctx context.Context, repo *remote.Repository, old ocispec.Descriptor, there ocispec.Manifest) iter.Seq2[ocispec.Descriptor, ocispec.Manifest] {
+	return func(yield func(ocispec.Descriptor, ocispec.Manifest) bool) {
+		if len(there.Layers) > 0 && !yield(old, there) {
+			return
+		}
+		if u, err := g.serverURL(); err != nil || u.Host != repo.Reference.Host() {
+			return
+		}
+		var newest pb.ListVersionsResponse
+		q := url.Values{"repository": {repo.Reference.Repository}, "page_size": {strconv.Itoa(relatives)}}
+		if g.api(ctx, "GET", "versions", q, nil, &newest) != nil {
+			return
+		}
+		for _, v := range newest.Versions {
+			if v.Digest == string(old.Digest) {
+				continue
+			}
+			if desc, m, ok := tagged(ctx, repo, v.Digest); ok && !yield(desc, m) {
+				return
+			}
+		}
+	}
+}
+
+// begins reports whether the file begins like the blob of a list.
+func (l *layerFile) begins(list *attest.Pieces) (bool, error) {
+	if list == nil {
+		return true, nil
+	}
+	f, err := os.Open(l.path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	_, n := list.Range(0)
+	first, err := list.Piece(0)
+	if err != nil {
+		return false, err
+	}
+	if _, err := io.CopyBuffer(first, onlyReader{io.LimitReader(f, n)}, make([]byte, 128<<10)); err != nil {
+		return false, err
+	}
+	return first.Right()
+}
+
+// pushFiles sends the files the registry does not have, several at once. It
+// returns how many bytes were sent, and how many are of files that it had.
+func pushFiles(ctx context.Context, g *globals, repo *remote.Repository, layers []layerFile, bar *progress) (sent, present int64, err error) {
+	var all, had atomic.Int64
+	to := newLink(repo)
+	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(pushConcurrency)
 	for i := range layers {
 		l := &layers[i]
 		group.Go(func() error {
-			f, err := os.Open(l.path)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			d := digest.Canonical.Digester()
-			// A buffer that stays in the processor's cache between the reading
-			// and the hashing; larger ones are slower.
-			n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(d.Hash(), barWriter{bar})}, onlyReader{f}, make([]byte, 128<<10))
-			if err != nil {
-				return fmt.Errorf("reading %s: %w", l.path, err)
-			}
-			l.desc.Digest, l.desc.Size = d.Digest(), n
-			return nil
-		})
-	}
-	return layers, total, group.Wait()
-}
-
-// pushFiles sends the files the registry does not have, several at once, and
-// returns how many bytes that were.
-func pushFiles(ctx context.Context, g *globals, repo *remote.Repository, layers []layerFile, bar *progress) (int64, error) {
-	sent := make([]int64, len(layers))
-	to := newLink(repo)
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(pushConcurrency)
-	for i, l := range layers {
-		group.Go(func() error {
-			ok, err := repo.Blobs().Exists(ctx, l.desc)
-			if err != nil {
-				return g.explain(err, "looking for "+l.name)
-			}
+			n, ok, err := to.push(ctx, l, bar)
+			all.Add(n)
 			if ok {
-				bar.Add(l.desc.Size)
-				return nil
+				had.Add(l.desc.Size)
 			}
-			sent[i], err = to.push(ctx, l.desc, l.path, bar)
 			return g.explain(err, "pushing "+l.name)
 		})
 	}
-	err := group.Wait()
-	var n int64
-	for _, s := range sent {
-		n += s
-	}
-	return n, err
-}
-
-// barWriter counts what is written to it.
-type barWriter struct{ bar *progress }
-
-func (w barWriter) Write(p []byte) (int, error) {
-	w.bar.Add(int64(len(p)))
-	return len(p), nil
+	err = group.Wait()
+	return all.Load(), had.Load(), err
 }
 
 // Media types and annotations of the CNCF ModelPack specification
