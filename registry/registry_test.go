@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -436,6 +437,89 @@ func TestUploadsGoOn(t *testing.T) {
 		t.Errorf("an acknowledged blob is gone after a crash: %v", err)
 	}
 	h.sound()
+}
+
+// A crash in the middle of a piece costs so many bytes, or what came in a moment.
+func TestCrashWithinAPiece(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	u, err := h.StartUpload(ctx, me, "a", StartUpload{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	row := func() bool { return h.db.Rows()[string(key("upload", u.ID))] != "" }
+	const fast, more = checkpointEvery + 8*uploadBuffer, 4 * uploadBuffer
+	zeros := func(n int64) io.Reader { return io.LimitReader(zeroReader{}, n) }
+	body := io.MultiReader(
+		zeros(fast),
+		calling(func() {
+			if row() {
+				t.Error("an upload stood still for a sync while it was fast")
+			}
+			h.advance(checkpointAfter)
+		}),
+		zeros(more),
+		calling(func() {
+			if !row() {
+				t.Error("nothing of a long piece is durable")
+			}
+			h.crash()
+		}),
+		iotest.ErrReader(errors.New("reset by peer")))
+	if _, err := h.AppendUpload(ctx, me, "a", u.ID, Chunk{At: 0, Body: body, Size: 1 << 40}); err == nil {
+		t.Error("a broken connection is no error")
+	}
+	if u, err = h.StatUpload(ctx, me, "a", u.ID); err != nil || u.Offset < fast {
+		t.Errorf("after the crash the upload stands at %d, %v", u.Offset, err)
+	}
+}
+
+// The disk is full while pieces are on their way to it: what was written before
+// stays, what comes after is not taken for it, and no buffer is lost.
+func TestFullWithinAPiece(t *testing.T) {
+	h := newHouse(t)
+	ctx := t.Context()
+	content := make([]byte, 9*uploadBuffer+5)
+	rand.NewChaCha8([32]byte{}).Read(content)
+	for _, after := range []int{1, uploadBuffer - 1, 4 * uploadBuffer, 7*uploadBuffer + 1} {
+		u, err := h.StartUpload(ctx, me, "a", StartUpload{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		body := io.MultiReader(
+			bytes.NewReader(content[:after]), calling(func() { h.blobs.SetFull(true) }), bytes.NewReader(content[after:]))
+		_, err = h.AppendUpload(ctx, me, "a", u.ID, Chunk{At: 0, Body: body, Size: int64(len(content))})
+		if !errors.Is(err, ErrNoSpace) {
+			t.Errorf("full after %d bytes: %v", after, err)
+		}
+		h.blobs.SetFull(false)
+		u, err = h.StatUpload(ctx, me, "a", u.ID)
+		if err != nil || u.Offset > int64(after) {
+			t.Fatalf("full after %d bytes: the upload stands at %d, %v", after, u.Offset, err)
+		}
+		rest := Chunk{At: u.Offset, Body: bytes.NewReader(content[u.Offset:]), Size: int64(len(content)) - u.Offset}
+		if _, err := h.FinishUpload(ctx, me, "a", u.ID, rest, digest.FromBytes(content)); err != nil {
+			t.Errorf("full after %d bytes, and going on from %d: %v", after, u.Offset, err)
+		}
+	}
+	if b := &h.buffers; len(b.free) != b.made || b.made > maxFlights+1 {
+		t.Errorf("of %d buffers %d came back; one upload needs %d", b.made, len(b.free), maxFlights+1)
+	}
+}
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
+// calling calls f when it is read, and is empty.
+type calling func()
+
+func (f calling) Read([]byte) (int, error) {
+	f()
+	return 0, io.EOF
 }
 
 // A client goes back to where a piece began, sends something else, and the

@@ -26,21 +26,30 @@ import (
 
 const (
 	// uploadBuffer is the piece in which bytes go to the disk: so large that
-	// writing it past the page cache costs next to nothing. An upload has two,
-	// one that is received and hashed and one that is written. Small uploads,
-	// and all while there are many, do with smallBuffer.
+	// writing it past the page cache costs next to nothing. An upload has three,
+	// one that is received and hashed, one that is written, and one that waits
+	// for that, so that a disk that is slow for a moment stops nobody. Small
+	// uploads, and all while there are many, do with smallBuffer.
 	uploadBuffer = 4 << 20
 	smallBuffer  = 256 << 10
+	maxFlights   = 2
 
 	// firstBuffer is what a client has to have sent of a piece before it gets
 	// one of those: one that begins and then stands still costs little.
 	firstBuffer = 8 << 10
 
+	// readStep is how much is received before it is hashed: it fits into the
+	// processor's own cache, and what comes next waits in the socket meanwhile.
+	readStep = 256 << 10
+
 	// largeBuffers is how many large ones there are for all uploads together.
 	largeBuffers = 24
 
-	// checkpointEvery is how many bytes a crash may cost an upload.
+	// checkpointEvery is how many bytes a crash may cost an upload, or as many
+	// as come in checkpointAfter, if those are more: an upload that is fast
+	// would stand still for syncs, and is as fast in making up for it.
 	checkpointEvery = 256 << 20
+	checkpointAfter = 2 * time.Second
 
 	// maxUploads bounds the sessions in memory, and maxUploadsEach those of
 	// one actor, so that nobody takes them all.
@@ -135,26 +144,27 @@ type session struct {
 	actor    string
 	alg      digest.Algorithm
 
-	mu     sync.Mutex
-	owner  int               // guarded by mu, as all below: the newest request
-	writer store.BlobWriter  // nil before the first byte
-	hash   *attest.PieceHash // of what is written, on its way to the disk, and being received
-	flight *flight           // on its way to the disk; nil if nothing is
-	offset int64             // written
-	state  []byte            // of the hash after offset bytes; nil at 0
-	marks  []mark            // of the row
-	states int               // of pieces, that are in rows
-	hasRow bool
-	gone   bool
-	active time.Time
+	mu      sync.Mutex
+	owner   int               // guarded by mu, as all below: the newest request
+	writer  store.BlobWriter  // nil before the first byte
+	hash    *attest.PieceHash // of what is written, on its way to the disk, and being received
+	flights []*flight         // on their way to the disk, in order
+	offset  int64             // written
+	state   []byte            // of the hash after offset bytes; nil at 0
+	marks   []mark            // of the row
+	states  int               // of pieces, that are in rows
+	hasRow  bool
+	gone    bool
+	active  time.Time
+	marked  time.Time // when the last mark was made, or the session began here
 }
 
 func (u *uploads) close() {
 	for _, s := range u.all() {
 		s.mu.Lock()
 		s.owner++
-		if s.flight != nil {
-			<-s.flight.done
+		for _, f := range s.flights {
+			<-f.done
 		}
 		if s.writer != nil {
 			s.writer.Close()
@@ -205,8 +215,10 @@ func (r *Registry) StartUpload(ctx context.Context, actor access.Actor, repo str
 	rand.Read(raw[:])
 	s := &session{
 		id: hex.EncodeToString(raw[:]), repo: repo, actor: actor.ID, alg: start.Algorithm,
-		hash: attest.NewPieceHash(start.Algorithm), active: r.clock(),
+		hash: attest.NewPieceHash(start.Algorithm),
 	}
+	s.active = r.clock()
+	s.marked = s.active
 	r.uploads.mu.Lock()
 	defer r.uploads.mu.Unlock()
 	if len(r.uploads.sessions) >= maxUploads {
@@ -273,8 +285,10 @@ func (r *Registry) session(ctx context.Context, actor access.Actor, repo, id str
 	}
 	s = &session{
 		id: id, repo: repo, actor: actor.ID, alg: row.Algorithm, writer: w,
-		marks: row.Marks, hasRow: true, active: r.clock(),
+		marks: row.Marks, hasRow: true,
 	}
+	s.active = r.clock()
+	s.marked = s.active
 	// What came after the last mark may be there or not.
 	last := s.durable()
 	s.states = len(states)
@@ -334,7 +348,7 @@ var errFenced = fmt.Errorf("%w: another request has taken it over", ErrUploadInv
 // somebody who may not be its owner. If that failed, what the owner has
 // received since fits to nothing, and it is fenced. The session's lock is held.
 func (r *Registry) interrupt(ctx context.Context, s *session) error {
-	err := r.settle(ctx, s)
+	err := r.settle(ctx, s, 0)
 	switch {
 	case s.gone:
 		return fmt.Errorf("%w: %s", ErrUploadUnknown, s.id)
@@ -430,7 +444,7 @@ func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) 
 		var broken error
 		buf, lent, n := first, false, 0
 		for n < len(buf) && !over {
-			m, err := body.Read(buf[n:])
+			m, err := body.Read(buf[n:min(n+readStep, len(buf))])
 			if e := r.hash(s, owner, buf[n:n+m]); e != nil {
 				r.giveBack(buf, lent)
 				return e
@@ -527,12 +541,13 @@ func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte
 		r.giveBack(data, lent)
 		return errFenced
 	}
-	if err := r.settle(ctx, s); err != nil {
+	left := maxFlights - 1
+	if last {
+		left = 0
+	}
+	if err := r.settle(ctx, s, left); err != nil || len(data) == 0 {
 		r.giveBack(data, lent)
 		return err
-	}
-	if len(data) == 0 {
-		return nil
 	}
 	if s.writer == nil {
 		// What came is kept even if the client has gone away meanwhile.
@@ -546,13 +561,16 @@ func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte
 	state, err := s.hash.Mark()
 	if err != nil {
 		r.giveBack(data, lent)
-		return err
+		return orElse(r.settle(ctx, s, 0), err)
 	}
 	f := &flight{data: data, lent: lent, state: state, done: make(chan struct{})}
-	s.flight = f
+	if n := len(s.flights); n > 0 {
+		f.before = s.flights[n-1]
+	}
+	s.flights = append(s.flights, f)
 	if last {
 		f.fly(s.writer)
-		return r.settle(ctx, s)
+		return r.settle(ctx, s, 0)
 	}
 	go f.fly(s.writer)
 	return nil
@@ -560,9 +578,10 @@ func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte
 
 // A flight is bytes on their way to the disk.
 type flight struct {
-	data  []byte
-	lent  bool
-	state []byte // of the hash after them
+	before *flight // whose bytes come first; nil if those are written
+	data   []byte
+	lent   bool
+	state  []byte // of the hash after them
 
 	done chan struct{} // closed when the following are set
 	n    int
@@ -571,21 +590,48 @@ type flight struct {
 
 func (f *flight) fly(w store.BlobWriter) {
 	defer close(f.done)
+	if f.before != nil {
+		<-f.before.done
+		if f.err = f.before.err; f.err != nil {
+			return // their place is not there
+		}
+		f.before = nil
+	}
 	f.n, f.err = w.Write(f.data)
 }
 
-// settle waits for the bytes on their way to the disk, and takes them up as
-// written. After an error the session stands where it stood before them. The
-// session's lock is held.
-func (r *Registry) settle(ctx context.Context, s *session) error {
-	f := s.flight
-	if f == nil {
-		return nil
+// settle waits until no more than left flights are on their way, and takes up
+// those that have arrived as written. After an error there are none, and the
+// session stands where it stood before the one that failed. The session's lock
+// is held.
+func (r *Registry) settle(ctx context.Context, s *session, left int) error {
+	for len(s.flights) > left {
+		if err := r.land(ctx, s); err != nil {
+			return err
+		}
+		if s.due() {
+			left = 0 // a sync waits for all that is being written
+		}
 	}
+	if s.due() {
+		return r.saveCheckpoint(context.WithoutCancel(ctx), s, true)
+	}
+	return nil
+}
+
+// due reports whether a crash would cost too much. The session's lock is held.
+func (s *session) due() bool {
+	return s.offset-s.durable().Offset >= checkpointEvery && s.active.Sub(s.marked) >= checkpointAfter
+}
+
+// land does that for the first flight.
+func (r *Registry) land(ctx context.Context, s *session) error {
+	f := s.flights[0]
 	<-f.done
-	s.flight = nil
+	s.flights = s.flights[1:]
 	r.giveBack(f.data, f.lent)
 	if f.err != nil {
+		r.abandon(s)
 		if e := r.rewind(context.WithoutCancel(ctx), s, s.offset); e != nil {
 			r.log.Warn("upload cannot go on", "upload", s.id, "error", e)
 			r.drop(s)
@@ -596,10 +642,17 @@ func (r *Registry) settle(ctx context.Context, s *session) error {
 	s.state = f.state
 	s.active = r.clock()
 	r.leases.renew(s.repo, s.active)
-	if s.offset-s.durable().Offset >= checkpointEvery {
-		return r.saveCheckpoint(context.WithoutCancel(ctx), s, true)
-	}
 	return nil
+}
+
+// abandon waits for what is on its way to the disk, whatever becomes of it. The
+// session's lock is held.
+func (r *Registry) abandon(s *session) {
+	for _, f := range s.flights {
+		<-f.done
+		r.giveBack(f.data, f.lent)
+	}
+	s.flights = nil
 }
 
 // saveCheckpoint makes what was received durable, and then a mark that says so;
@@ -622,6 +675,7 @@ func (r *Registry) saveCheckpoint(ctx context.Context, s *session, within bool) 
 		s.marks = before
 		return err
 	}
+	s.marked = r.clock()
 	return nil
 }
 
@@ -742,11 +796,7 @@ func (r *Registry) CancelUpload(ctx context.Context, actor access.Actor, repo, i
 // drop ends a session and removes its bytes. The session's lock is held.
 func (r *Registry) drop(s *session) {
 	s.gone = true
-	if f := s.flight; f != nil {
-		<-f.done
-		r.giveBack(f.data, f.lent)
-		s.flight = nil
-	}
+	r.abandon(s)
 	if s.writer != nil {
 		s.writer.Close()
 		r.removeBlob(s.writer.Key())

@@ -20,7 +20,7 @@ func Patience(next http.Handler, stall time.Duration) http.Handler {
 		p := &patient{ResponseWriter: w, control: http.NewResponseController(w), stall: stall, plain: r.TLS == nil}
 		p.renew()
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = &patientBody{r.Body, p}
+			r.Body = &patientBody{ReadCloser: r.Body, w: p}
 		}
 		next.ServeHTTP(p, r)
 		// net/http still has to send what it holds in its buffer.
@@ -100,11 +100,15 @@ func (w *patient) ReadFrom(src io.Reader) (n int64, err error) {
 
 type patientBody struct {
 	io.ReadCloser
-	w *patient
+	w       *patient
+	renewed time.Time // when the deadline was moved last
 }
 
 func (b *patientBody) Read(p []byte) (int, error) {
-	b.w.control.SetReadDeadline(time.Now().Add(b.w.stall))
+	if now := time.Now(); now.Sub(b.renewed) >= b.w.stall/8 {
+		b.renewed = now
+		b.w.control.SetReadDeadline(now.Add(b.w.stall))
+	}
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF {
 		// The body is over. net/http goes on reading, to learn whether the

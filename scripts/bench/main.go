@@ -92,6 +92,7 @@ func main() {
 	}
 	b := &bench{payloads: map[content]*payload{}}
 	var rows, tools string
+	var shared bool
 	flag.StringVar(&b.assay, "assay", "bin/assay", "the assay `program`")
 	flag.StringVar(&tools, "tools", os.Getenv("ASSAY_TOOLS"), "the `folder` with distribution's registry and oras")
 	flag.StringVar(&b.dir, "dir", ".bench", "a `folder` on the disk to measure")
@@ -100,7 +101,20 @@ func main() {
 	flag.IntVar(&b.runs, "runs", 5, "how often each thing is measured")
 	flag.IntVar(&b.many, "manifests", 1_000_000, "how many manifests a server is restarted with")
 	flag.StringVar(&rows, "rows", "", "a regular `expression` over the names of the groups: "+names())
+	flag.BoolVar(&shared, "shared-network", false, "measure over the machine's own loopback, whatever paces it")
 	flag.Parse()
+	switch {
+	case os.Getenv(networkVariable) != "":
+		if err := setUpNetwork(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: a network of its own:", err)
+			os.Exit(1)
+		}
+	case !shared:
+		if status, ok := inOwnNetwork(); ok {
+			os.Exit(status)
+		}
+		b.note("a network of its own cannot be had here: this is over the machine's")
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	b.ctx = ctx
@@ -147,7 +161,7 @@ func (b *bench) run(tools, rows string) error {
 	}
 	defer os.RemoveAll(b.dir)
 	defer b.closePayloads()
-	fmt.Printf("machine: %s; %s\n\n", machine(b.dir), time.Now().UTC().Format("2006-01-02"))
+	fmt.Printf("machine: %s; %s; %s\n\n", machine(b.dir), network(), time.Now().UTC().Format("2006-01-02"))
 	fmt.Println("| work | measured | limit in the same run | must reach | reached | |")
 	fmt.Println("|---|---|---|---|---|---|")
 	for _, g := range groups {
