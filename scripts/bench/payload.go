@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -166,8 +167,12 @@ func (p *payload) hashingAll() time.Duration {
 	return time.Since(start) / time.Duration(runtime.NumCPU())
 }
 
-// writePiece is how much a server takes before it writes it.
-const writePiece = 4 * mib
+// The bare programs do what was found to be quickest: they hash what they have
+// received while it is near, and write larger pieces.
+const (
+	readPiece  = 256 * kib
+	writePiece = 4 * mib
+)
 
 // receivers are buffers like those of a server.
 var receivers = sync.Pool{New: func() any { return (*[writePiece]byte)(store.NewBuffer(writePiece)) }}
@@ -216,7 +221,7 @@ func receivingHashed(payloads ...*payload) (took, cpu time.Duration, err error) 
 		buf, h := receivers.Get().(*[writePiece]byte), sha256.New()
 		defer receivers.Put(buf)
 		for {
-			n, err := c.Read(buf[:])
+			n, err := c.Read(buf[:readPiece])
 			h.Write(buf[:n])
 			if err == io.EOF {
 				break
@@ -248,34 +253,38 @@ func receivingWritten(dir string, payloads ...*payload) (time.Duration, error) {
 			return err
 		}
 		defer f.Close()
-		var bufs [2]*[writePiece]byte
+		var bufs [3]*[writePiece]byte // one is received, one is written, one waits
 		for i := range bufs {
 			bufs[i] = receivers.Get().(*[writePiece]byte)
 			defer receivers.Put(bufs[i])
 		}
 		h := sha256.New()
+		full := make(chan []byte, len(bufs)-2) // holds one; another is being written
 		written := make(chan error, 1)
-		written <- nil // nothing is on its way
+		go func() {
+			var failed error
+			for b := range full {
+				if failed == nil {
+					_, failed = f.Write(b)
+				}
+			}
+			written <- failed
+		}()
+		var broken error
 		for k, more := 0, true; more; k++ {
 			buf, n := bufs[k%len(bufs)], 0
 			for n < len(buf) && more {
-				m, err := c.Read(buf[n:])
+				m, err := c.Read(buf[n:min(n+readPiece, len(buf))])
 				h.Write(buf[n : n+m])
 				n += m
 				if more = err == nil; !more && err != io.EOF {
-					<-written
-					return err
+					broken = err
 				}
 			}
-			if err := <-written; err != nil {
-				return err
-			}
-			go func() {
-				_, err := f.Write(buf[:n])
-				written <- err
-			}()
+			full <- buf[:n]
 		}
-		if err := <-written; err != nil {
+		close(full)
+		if err := errors.Join(broken, <-written); err != nil {
 			return err
 		}
 		return f.Sync()
