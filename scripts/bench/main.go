@@ -77,18 +77,12 @@ var groups = []struct {
 }
 
 func main() {
-	if path := os.Getenv(serveFileVariable); path != "" {
-		if err := serveFile(path); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
+	spareProcessors()
+	for variable, program := range map[string]func(string) error{serveFileVariable: serveFile, receiveVariable: receive} {
+		if path := os.Getenv(variable); path != "" {
+			fmt.Fprintln(os.Stderr, "bench:", program(path))
 			os.Exit(1)
 		}
-		return
-	}
-	// The clients and the bare programs here are to wait for cores, as programs of
-	// their own would, and not for each other's system calls to be noticed (see
-	// spareProcessors of 'assay serve').
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(4 * runtime.GOMAXPROCS(0))
 	}
 	b := &bench{payloads: map[content]*payload{}}
 	var rows, tools string
@@ -216,6 +210,14 @@ func size(n int64) string {
 		return fmt.Sprintf("%d GiB", n/gib)
 	}
 	return fmt.Sprintf("%d MiB", n/mib)
+}
+
+// spareProcessors lets this program wait for cores, and not for its own system
+// calls to be noticed (see the function of that name in 'assay serve').
+func spareProcessors() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(4 * runtime.GOMAXPROCS(0))
+	}
 }
 
 // machine says on what this ran.

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -167,130 +166,6 @@ func (p *payload) hashingAll() time.Duration {
 	return time.Since(start) / time.Duration(runtime.NumCPU())
 }
 
-// The bare programs do what was found to be quickest: they hash what they have
-// received while it is near, and write larger pieces.
-const (
-	readPiece  = 256 * kib
-	writePiece = 4 * mib
-)
-
-// receivers are buffers like those of a server.
-var receivers = sync.Pool{New: func() any { return (*[writePiece]byte)(store.NewBuffer(writePiece)) }}
-
-// receiving is the time that bare programs take for payloads that come from
-// connections at once; take does it for one of them.
-func receiving(take func(i int, c net.Conn) error, payloads ...*payload) (time.Duration, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	settle()
-	var group errgroup.Group
-	start := time.Now()
-	for i, p := range payloads {
-		group.Go(func() error {
-			c, err := net.Dial("tcp", l.Addr().String())
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return p.send(c.(*net.TCPConn))
-		})
-		group.Go(func() error {
-			c, err := l.Accept()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return take(i, c)
-		})
-	}
-	err = group.Wait()
-	return time.Since(start), err
-}
-
-// receivingHashed takes what comes and hashes it, and does nothing else with it. It
-// returns the time and the processor time of all of them together.
-func receivingHashed(payloads ...*payload) (took, cpu time.Duration, err error) {
-	used := make([]time.Duration, len(payloads))
-	took, err = receiving(func(i int, c net.Conn) error {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		before := threadCPU()
-		buf, h := receivers.Get().(*[writePiece]byte), sha256.New()
-		defer receivers.Put(buf)
-		for {
-			n, err := c.Read(buf[:readPiece])
-			h.Write(buf[:n])
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				return err
-			}
-		}
-		used[i] = threadCPU() - before
-		return nil
-	}, payloads...)
-	for _, u := range used {
-		cpu += u
-	}
-	return took, cpu, err
-}
-
-// receivingWritten hashes them too, and writes each to a file past the page
-// cache, while it takes what comes next, with one sync at its end. The files are
-// removed.
-func receivingWritten(dir string, payloads ...*payload) (time.Duration, error) {
-	path := func(i int) string { return filepath.Join(dir, fmt.Sprint("received-", i)) }
-	for i := range payloads {
-		defer os.Remove(path(i))
-	}
-	return receiving(func(i int, c net.Conn) error {
-		f, err := createDirect(path(i), payloads[i].size)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		var bufs [3]*[writePiece]byte // one is received, one is written, one waits
-		for i := range bufs {
-			bufs[i] = receivers.Get().(*[writePiece]byte)
-			defer receivers.Put(bufs[i])
-		}
-		h := sha256.New()
-		full := make(chan []byte, len(bufs)-2) // holds one; another is being written
-		written := make(chan error, 1)
-		go func() {
-			var failed error
-			for b := range full {
-				if failed == nil {
-					_, failed = f.Write(b)
-				}
-			}
-			written <- failed
-		}()
-		var broken error
-		for k, more := 0, true; more; k++ {
-			buf, n := bufs[k%len(bufs)], 0
-			for n < len(buf) && more {
-				m, err := c.Read(buf[n:min(n+readPiece, len(buf))])
-				h.Write(buf[n : n+m])
-				n += m
-				if more = err == nil; !more && err != io.EOF {
-					broken = err
-				}
-			}
-			full <- buf[:n]
-		}
-		close(full)
-		if err := errors.Join(broken, <-written); err != nil {
-			return err
-		}
-		return f.Sync()
-	}, payloads...)
-}
-
 // writing is the limit of the disk: payloads to new files at once, each
 // sequentially, with one sync at its end. write is writeFile or writeDirect. The
 // files are removed.
@@ -310,6 +185,8 @@ func writing(dir string, write func(*payload, string) error, payloads ...*payloa
 	return time.Since(start), err
 }
 
+var writeBuffers = sync.Pool{New: func() any { return (*[writePiece]byte)(store.NewBuffer(writePiece)) }}
+
 // writeDirect is writeFile past the page cache, in pieces of 4 MiB.
 func (p *payload) writeDirect(path string) error {
 	f, err := createDirect(path, p.size)
@@ -317,8 +194,8 @@ func (p *payload) writeDirect(path string) error {
 		return err
 	}
 	defer f.Close()
-	buf := receivers.Get().(*[writePiece]byte)
-	defer receivers.Put(buf)
+	buf := writeBuffers.Get().(*[writePiece]byte)
+	defer writeBuffers.Put(buf)
 	copy(buf[:], p.data)
 	for n := int64(0); n < p.size; n += writePiece {
 		if _, err := f.Write(buf[:]); err != nil {

@@ -114,19 +114,7 @@ func (b *bench) startFileServer(path string) (*process, error) {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), serveFileVariable+"="+path)
-	p := &process{name: "file server", data: path + ".addr"}
-	if err := p.start(cmd); err != nil {
-		return nil, err
-	}
-	for {
-		if raw, err := os.ReadFile(p.data); err == nil && len(raw) > 0 {
-			p.host = string(raw)
-			return p, nil
-		}
-		if err := p.wait(b); err != nil {
-			return nil, err
-		}
-	}
+	return b.startOwn("file server", path+".addr", cmd)
 }
 
 // largestFile is the one file in a data folder that is a large blob.

@@ -88,7 +88,7 @@ func (b *bench) pushRows(n, quick int64) error {
 	for range runs {
 		took, cpu := p.hashing()
 		hash, hashCPU = append(hash, took), append(hashCPU, cpu)
-		if _, cpu, err = receivingHashed(p); err != nil {
+		if _, cpu, err = b.receiving(false, p); err != nil {
 			return err
 		}
 		receive = append(receive, cpu)
@@ -148,12 +148,12 @@ func parallelPushRow(b *bench) error {
 	var hash, receive, all, disk, ours []time.Duration
 	for range b.runs {
 		hash = append(hash, p.hashingAll()*streams)
-		took, _, err := receivingHashed(payloads...)
+		took, _, err := b.receiving(false, payloads...)
 		if err != nil {
 			return err
 		}
 		receive = append(receive, took)
-		if took, err = receivingWritten(b.dir, payloads...); err != nil {
+		if took, _, err = b.receiving(true, payloads...); err != nil {
 			return err
 		}
 		all = append(all, took)
