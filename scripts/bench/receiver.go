@@ -56,8 +56,7 @@ func receive(addr string) error {
 			defer c.Close()
 			path := ""
 			if write {
-				path = fmt.Sprint(addr, "-", i)
-				defer os.Remove(path)
+				path = received(addr, i)
 			}
 			if err := take(c, path); err != nil {
 				fmt.Fprintln(os.Stderr, "receiver:", err)
@@ -67,6 +66,9 @@ func receive(addr string) error {
 		}()
 	}
 }
+
+// received is the file of the connection that came as number i.
+func received(addr string, i int) string { return fmt.Sprint(addr, "-", i) }
 
 // take does it for one connection; path is the file, "" for none.
 func take(c net.Conn, path string) error {
@@ -143,7 +145,12 @@ func (b *bench) receiving(write bool, payloads ...*payload) (took, cpu time.Dura
 	if err != nil {
 		return 0, 0, err
 	}
-	defer p.discard()
+	defer func() {
+		p.discard()
+		for i := range payloads {
+			os.Remove(received(addr, i))
+		}
+	}()
 	conns := make([]*net.TCPConn, len(payloads))
 	for i := range conns {
 		w, err := dial(p.host)
