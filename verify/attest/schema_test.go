@@ -258,6 +258,8 @@ func TestVectors(t *testing.T) {
 func TestVectorsInPython(t *testing.T) {
 	python, err := exec.LookPath("python3")
 	if err != nil {
+		// CI has it, by 'make deps', and so nothing is left out there. Who works on
+		// something else without it can run all the rest.
 		if os.Getenv("CI") != "" {
 			t.Fatal("python3 is not installed: run 'make deps'")
 		}
