@@ -114,13 +114,13 @@ func TestSlowClients(t *testing.T) {
 // of it, many times: a client that takes enough each time has all of it, and one
 // that does not is sent away.
 func TestSlowClientsOfFiles(t *testing.T) {
-	const stall = 400 * time.Millisecond
+	const stall = 800 * time.Millisecond
 	blobs, err := fs.Open(filepath.Join(t.TempDir(), "blobs"), fs.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := newHouse(t, blobs)
-	data := make([]byte, 48<<20)
+	data := make([]byte, 64<<20)
 	rand.NewChaCha8([32]byte{1}).Read(data)
 	d := digest.FromBytes(data)
 	h.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(d), body: string(data), status: 201})

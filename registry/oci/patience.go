@@ -69,6 +69,10 @@ const sendPiece = 4 << 20
 // it is cut into costs. When the deadline comes in the middle, what was sent
 // until then is known, and it goes on from there if that is enough. With anything
 // else a deadline leaves open what was sent, so it is moved for each piece.
+//
+// What is known is what the kernel took, and it takes megabytes ahead of the
+// client, and then nothing until much of its buffer is free. So what was more
+// than enough counts for the time after that, up to one piece.
 func (w *patient) ReadFrom(src io.Reader) (n int64, err error) {
 	rf, ok := w.ResponseWriter.(io.ReaderFrom)
 	// http.ServeContent gives an *io.LimitedReader over the file, and net/http
@@ -79,7 +83,7 @@ func (w *patient) ReadFrom(src io.Reader) (n int64, err error) {
 	}
 	_, whole := limited.R.(*os.File)
 	whole = whole && w.plain
-	for limited.N > 0 {
+	for ahead := int64(0); limited.N > 0; {
 		piece := limited.N
 		if !whole {
 			piece = min(piece, sendPiece)
@@ -88,8 +92,10 @@ func (w *patient) ReadFrom(src io.Reader) (n int64, err error) {
 		m, err := rf.ReadFrom(&io.LimitedReader{R: limited.R, N: piece})
 		n += m
 		limited.N -= m
-		if whole && m >= sendPiece && errors.Is(err, os.ErrDeadlineExceeded) {
-			continue
+		if whole && errors.Is(err, os.ErrDeadlineExceeded) {
+			if ahead = min(ahead+m-sendPiece, sendPiece); ahead >= 0 {
+				continue
+			}
 		}
 		if err != nil || m < piece {
 			return n, err
