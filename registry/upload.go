@@ -32,7 +32,7 @@ const (
 	// uploads, and all while there are many, do with smallBuffer.
 	uploadBuffer = 4 << 20
 	smallBuffer  = 256 << 10
-	maxFlights   = 2
+	maxFlights   = 3
 
 	// firstBuffer is what a client has to have sent of a piece before it gets
 	// one of those: one that begins and then stands still costs little.
@@ -40,7 +40,7 @@ const (
 
 	// readStep is how much is received before it is hashed: it fits into the
 	// processor's own cache, and what comes next waits in the socket meanwhile.
-	readStep = 256 << 10
+	readStep = 512 << 10
 
 	// largeBuffers is how many large ones there are for all uploads together.
 	largeBuffers = 24

@@ -215,7 +215,7 @@ func kept(t testing.TB, dir string, promises map[store.Key]*promise) (broken []s
 // life writes, resumes, commits and removes blobs over a dropping disk. Before
 // each of its syncs the power goes, in four ways, and what was promised until
 // then is looked for. It returns what was broken, and how many syncs there were.
-func life(t testing.TB, lie string) (broken []string, syncs int) {
+func life(t testing.TB, lie string, opt Options) (broken []string, syncs int) {
 	dir := filepath.Join(t.TempDir(), "blobs")
 	d := &dropping{t: t, dir: dir, lie: lie, rest: t.TempDir(), files: map[string]durableFile{}, names: map[string]map[string]bool{}}
 	promises := map[store.Key]*promise{}
@@ -229,7 +229,8 @@ func life(t testing.TB, lie string) (broken []string, syncs int) {
 			}
 		}
 	}
-	b := open(t, dir, Options{fail: d.sync})
+	opt.fail = d.sync
+	b := open(t, dir, opt)
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -256,9 +257,11 @@ func life(t testing.TB, lie string) (broken []string, syncs int) {
 			p := piece()
 			_, err := w.Write(p)
 			must(err)
+			w.(*writer).flushing() // the power goes at one sync at a time
 			promises[w.Key()].content = append(promises[w.Key()].content, p...)
 		}
 		for _, w := range writers {
+			write(w)
 			write(w)
 			must(w.Sync())
 			promises[w.Key()].synced = len(promises[w.Key()].content)
@@ -297,21 +300,25 @@ func life(t testing.TB, lie string) (broken []string, syncs int) {
 
 // At every sync point the power goes, and what was acknowledged is there.
 func TestPowerCutAtEverySync(t *testing.T) {
-	broken, syncs := life(t, "")
-	for _, what := range broken {
-		t.Error(what)
+	without := 0
+	for _, opt := range []Options{{}, {flushAfter: 1}} { // with none and with all of the syncs behind what is written
+		broken, syncs := life(t, "", opt)
+		for _, what := range broken {
+			t.Error(what)
+		}
+		if syncs < 25 || syncs == without {
+			t.Errorf("only %d syncs were seen", syncs)
+		}
+		without = syncs
+		t.Logf("%d syncs, %d power cuts", syncs, 4*(syncs+1))
 	}
-	if syncs < 25 {
-		t.Errorf("only %d syncs were seen", syncs)
-	}
-	t.Logf("%d syncs, %d power cuts", syncs, 4*(syncs+1))
 }
 
 // Each kind of sync is needed: a disk that leaves it out loses what was
 // acknowledged, and the test above would say so.
 func TestEverySyncIsNeeded(t *testing.T) {
 	for _, lie := range []string{"fsync directory", "fsync file", "fdatasync file"} {
-		broken, _ := life(t, lie)
+		broken, _ := life(t, lie, Options{})
 		if len(broken) == 0 {
 			t.Errorf("a disk without %s loses nothing: the test shows nothing, or the sync is not needed", lie)
 		} else {

@@ -9,7 +9,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,10 +29,107 @@ func open(t testing.TB, dir string, opt Options) *Blobs {
 }
 
 func TestBlobs(t *testing.T) {
-	storetest.TestBlobs(t, storetest.BlobsFactory{
-		Open:  func(t testing.TB) store.Blobs { return open(t, filepath.Join(t.TempDir(), "blobs"), Options{}) },
-		Crash: func(t testing.TB, b store.Blobs) store.Blobs { return open(t, b.(*Blobs).dir, Options{}) },
-	})
+	for name, opt := range map[string]Options{"as it is": {}, "with syncs behind all writes": {flushAfter: 1}} {
+		t.Run(name, func(t *testing.T) {
+			storetest.TestBlobs(t, storetest.BlobsFactory{
+				Open:  func(t testing.TB) store.Blobs { return open(t, filepath.Join(t.TempDir(), "blobs"), opt) },
+				Crash: func(t testing.TB, b store.Blobs) store.Blobs { return open(t, b.(*Blobs).dir, opt) },
+			})
+		})
+	}
+}
+
+// What is written is synced while more is written, up to a bound; then it waits
+// for the disk.
+func TestSyncsGoOnBehind(t *testing.T) {
+	const after = 1000
+	started, release := make(chan bool, 10), make(chan bool)
+	var released atomic.Bool
+	b := open(t, filepath.Join(t.TempDir(), "blobs"), Options{flushAfter: after, fail: func(op, path string) error {
+		if op == "fdatasync" {
+			started <- true
+			<-release
+		}
+		return nil
+	}})
+	w, err := b.Create(t.Context(), -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(n int) {
+		t.Helper()
+		if _, err := io.WriteString(w, strings.Repeat("x", n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(after - 1)
+	write(1)
+	if len(started) > 0 {
+		t.Fatal("a sync of less than what makes one")
+	}
+	// From here on one goes on, and the disk does not move.
+	for range flushBound / flushAfter {
+		write(after)
+	}
+	<-started
+	if len(started) > 0 {
+		t.Fatal("two syncs at once")
+	}
+	go func() {
+		time.Sleep(50 * time.Millisecond) // a write that does not wait is done by then
+		released.Store(true)
+		close(release)
+	}()
+	write(1)
+	if !released.Load() {
+		t.Errorf("more than %d bytes were written while the disk stood still", flushBound/flushAfter*after)
+	}
+	<-started // what came meanwhile
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := b.Resume(t.Context(), w.Key()); err != nil || r.Size() != (1+flushBound/flushAfter)*after+1 {
+		t.Errorf("resumed at %d: %v", r.Size(), err)
+	} else {
+		r.Close()
+	}
+}
+
+// A sync that fails behind what is written is as bad as any other: nothing of
+// what comes after it is acknowledged.
+func TestFailedSyncBehind(t *testing.T) {
+	for name, next := range map[string]func(store.BlobWriter) error{
+		"write":  func(w store.BlobWriter) error { _, err := io.WriteString(w, "more"); return err },
+		"sync":   store.BlobWriter.Sync,
+		"commit": store.BlobWriter.Commit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			failed := false
+			b := open(t, filepath.Join(t.TempDir(), "blobs"), Options{flushAfter: 1, fail: func(op, path string) error {
+				if op == "fdatasync" && !failed {
+					failed = true
+					return errors.New("disk says no")
+				}
+				return nil
+			}})
+			w, err := b.Create(t.Context(), -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(w, "hello")
+			io.WriteString(w, "hello") // begins the sync
+			if name == "write" {
+				w.(*writer).flushing() // which the others wait for
+			}
+			if err := next(w); !errors.Is(err, store.ErrPoisoned) || !strings.Contains(err.Error(), "disk says no") {
+				t.Errorf("a sync failed, and then: %v", err)
+			}
+			w.Close()
+			if _, err := b.Open(t.Context(), w.Key()); err == nil {
+				t.Error("the blob can be read")
+			}
+		})
+	}
 }
 
 func TestFileIsFound(t *testing.T) {
@@ -101,7 +200,7 @@ func TestFailedSyncs(t *testing.T) {
 // Pieces that go past the page cache and others, in any order and size, cut
 // and resumed in between, are what they were.
 func TestPiecesOfAllSizes(t *testing.T) {
-	b := open(t, filepath.Join(t.TempDir(), "blobs"), Options{})
+	b := open(t, filepath.Join(t.TempDir(), "blobs"), Options{flushAfter: 1 << 20})
 	rng := rand.New(rand.NewPCG(1, 2))
 	piece := make([]byte, 2<<20)
 	rand.NewChaCha8([32]byte{3}).Read(piece)
