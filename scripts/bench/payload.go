@@ -205,6 +205,14 @@ func (p *payload) writeDirect(path string) error {
 	return f.Sync()
 }
 
+// hashAndWrite hashes the payload from memory while writeDirect writes as much.
+func (p *payload) hashAndWrite(path string) error {
+	var both errgroup.Group
+	both.Go(func() error { return p.writeDirect(path) })
+	p.hashing()
+	return both.Wait()
+}
+
 // createDirect makes a file of which the pages are not cached, with room for size
 // bytes.
 func createDirect(path string, size int64) (*os.File, error) {

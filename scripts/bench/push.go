@@ -145,11 +145,15 @@ func parallelPushRow(b *bench) error {
 		return err
 	}
 	p := payloads[0]
-	var hash, receive, all, disk, ours []time.Duration
+	var hash, both, receive, all, disk, ours []time.Duration
 	for range b.runs {
 		hash = append(hash, p.hashingAll()*streams)
-		took, _, err := b.receiving(false, payloads...)
+		took, err := writing(b.dir, (*payload).hashAndWrite, payloads...)
 		if err != nil {
+			return err
+		}
+		both = append(both, took)
+		if took, _, err = b.receiving(false, payloads...); err != nil {
 			return err
 		}
 		receive = append(receive, took)
@@ -167,8 +171,8 @@ func parallelPushRow(b *bench) error {
 			return err
 		}
 		ours = append(ours, took)
-		b.note("4 × %s: hash %v, receive and hash %v, and write %v, disk %v, assay %v", size(n),
-			hash[len(hash)-1], receive[len(receive)-1], all[len(all)-1], disk[len(disk)-1], took)
+		b.note("4 × %s: hash %v, write %v, both %v; receive and hash %v, and write %v; assay %v", size(n),
+			hash[len(hash)-1], disk[len(disk)-1], both[len(both)-1], receive[len(receive)-1], all[len(all)-1], took)
 	}
 	limit, name := median(hash), "SHA-256 by all cores"
 	if d := median(disk); d > limit {
@@ -180,20 +184,13 @@ func parallelPushRow(b *bench) error {
 		measured: fmt.Sprintf("%.2f GiB/s", rate(streams*n, got)), limit: fmt.Sprintf("%s: %.2f GiB/s", name, rate(streams*n, limit)),
 		must: "≥ 0.80 of it", got: limit.Seconds() / got.Seconds(), need: 0.8, atLeast: true,
 	})
-	// Clients and server share the cores here: this is what is left of them.
-	for _, bare := range []struct {
-		what string
-		took []time.Duration
-		need float64
-	}{
-		{"received from 4 sockets and hashed, not written", receive, 0.8},
-		{"received, hashed, written and synced by a bare program", all, 0.9},
-	} {
-		b.row(result{
-			what: "the same", measured: fmt.Sprintf("%.2f GiB/s", rate(streams*n, got)),
-			limit: fmt.Sprintf("%s: %.2f GiB/s", bare.what, rate(streams*n, median(bare.took))),
-			must:  fmt.Sprintf("≥ %.2f of it", bare.need), got: median(bare.took).Seconds() / got.Seconds(), need: bare.need, atLeast: true,
-		})
-	}
+	// What this machine has left for it: hashing and writing take from each other,
+	// and clients and server share the cores.
+	bare := func(took []time.Duration) float64 { return rate(streams*n, median(took)) }
+	b.row(result{
+		what: "the same", measured: fmt.Sprintf("%.2f GiB/s", rate(streams*n, got)),
+		limit: fmt.Sprintf("received, hashed, written and synced by a bare program: %.2f GiB/s (received and hashed: %.2f; hashed and written: %.2f)", bare(all), bare(receive), bare(both)),
+		must:  "≥ 0.90 of the first", got: median(all).Seconds() / got.Seconds(), need: 0.9, atLeast: true,
+	})
 	return nil
 }

@@ -24,10 +24,12 @@ import (
 // the bytes, and gets one byte when they are dealt with.
 //
 // It does what was found to be quickest: it hashes what it has received while
-// that is near, and writes larger pieces, one while another waits.
+// that is near, writes larger pieces, one while others wait, and syncs them while
+// it writes more.
 const (
-	readPiece  = 256 * kib
+	readPiece  = 512 * kib
 	writePiece = 4 * mib
+	syncPiece  = 16 * mib
 )
 
 // receiveVariable makes this program the receiver: where it writes its address.
@@ -83,9 +85,9 @@ func take(c net.Conn, path string) error {
 		if err != nil {
 			return err
 		}
-		w = syncing{f}
+		w = newSyncing(f)
 	}
-	var bufs [3][]byte // one is received, one is written, one waits
+	var bufs [4][]byte // one is received, one is written, two wait
 	for i := range bufs {
 		bufs[i] = store.NewBuffer(writePiece)
 	}
@@ -123,10 +125,29 @@ type discarding struct{}
 func (discarding) Write(p []byte) (int, error) { return len(p), nil }
 func (discarding) Close() error                { return nil }
 
-// syncing is a file whose Close syncs it.
-type syncing struct{ *os.File }
+// syncing is a file that is synced behind what is written; its Close syncs the
+// rest.
+type syncing struct {
+	*os.File
+	written int            // since a sync began
+	behind  errgroup.Group // of one sync
+}
 
-func (f syncing) Close() error { return errors.Join(f.Sync(), f.File.Close()) }
+func newSyncing(f *os.File) *syncing {
+	s := &syncing{File: f}
+	s.behind.SetLimit(1)
+	return s
+}
+
+func (f *syncing) Write(p []byte) (int, error) {
+	n, err := f.File.Write(p)
+	if f.written += n; f.written >= syncPiece && f.behind.TryGo(f.Sync) {
+		f.written = 0
+	}
+	return n, err
+}
+
+func (f *syncing) Close() error { return errors.Join(f.behind.Wait(), f.Sync(), f.File.Close()) }
 
 // receiving is the time, and the receiver's processor time, for payloads that
 // come at once. write has them written.
