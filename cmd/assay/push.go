@@ -105,7 +105,7 @@ func push(ctx context.Context, g *globals, ref string, files []string, opt pushO
 	}
 	old, there, isThere := tagged(ctx, repo, tag)
 	if err := g.hashFirst(ctx, repo, old, there, layers); err != nil {
-		return err
+		return interrupted(ctx, err)
 	}
 	bar := g.progress("pushing", total, true)
 	sent, present, err := pushFiles(ctx, g, repo, layers, bar)
