@@ -110,7 +110,7 @@ func Open(dir string, opt Options) (*DB, error) {
 		WithLogger(logger{log})
 	// Tables of 2 MiB on all levels, not larger ones further down: a compaction
 	// builds a dozen of them at once, and holds up to four times the size for
-	// each. With 16 MiB, which a million manifests came to, that was 580 MB of
+	// each. With 16 MiB, which a million manifests came to, that was 580 MiB of
 	// anonymous memory, and 300 with these. The price is 900 files instead of 300.
 	o.TableSizeMultiplier = 1
 	if err := removeEmptyLogs(dir); err != nil {
