@@ -252,7 +252,10 @@ func (m *Machine) run(ctx context.Context, name string, args ...string) ([]byte,
 // runCommand is Run on this machine.
 func runCommand(ctx context.Context, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.WaitDelay = time.Second
+	// For output that a command's own children hold open. What it has written
+	// itself must come through on a machine that is busy with other things: one
+	// second was not enough there.
+	cmd.WaitDelay = 5 * time.Second
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	var out, errOut capped
 	cmd.Stdout, cmd.Stderr = &out, &errOut
