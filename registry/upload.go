@@ -26,10 +26,10 @@ import (
 
 const (
 	// uploadBuffer is the piece in which bytes go to the disk: so large that
-	// writing it past the page cache costs next to nothing. An upload has three,
-	// one that is received and hashed, one that is written, and one that waits
-	// for that, so that a disk that is slow for a moment stops nobody. Small
-	// uploads, and all while there are many, do with smallBuffer.
+	// writing it past the page cache costs next to nothing. An upload has four,
+	// one that is received and hashed, one that is written, and two that wait
+	// for that, so that a disk that is slow for a moment, or syncs what it has,
+	// stops nobody. Small uploads, and all while there are many, do with smallBuffer.
 	uploadBuffer = 4 << 20
 	smallBuffer  = 256 << 10
 	maxFlights   = 3
