@@ -427,34 +427,53 @@ func TestDeadlines(t *testing.T) {
 	}
 }
 
-// counting counts the bytes that pass through ReadFrom of the connection,
-// where net/http uses sendfile.
+// counting counts the bytes of files that pass through ReadFrom of the
+// connection, where net/http uses sendfile, and how often anything is sent.
 type counting struct {
 	*net.TCPConn
-	n *atomic.Int64
+	l *countingListener
 }
 
 func (c counting) ReadFrom(r io.Reader) (int64, error) {
+	c.l.sends.Add(1)
 	n, err := c.TCPConn.ReadFrom(r)
 	if lr, ok := r.(*io.LimitedReader); ok {
 		if _, ok := lr.R.(*os.File); ok {
-			c.n.Add(n)
+			c.l.files.Add(n)
 		}
 	}
 	return n, err
 }
 
-type countingListener struct {
-	net.Listener
-	n *atomic.Int64
+func (c counting) Write(p []byte) (int, error) {
+	c.l.sends.Add(1)
+	return c.TCPConn.Write(p)
 }
 
-func (l countingListener) Accept() (net.Conn, error) {
+type countingListener struct {
+	net.Listener
+	files, sends atomic.Int64
+}
+
+func (l *countingListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return counting{c.(*net.TCPConn), l.n}, nil
+	return counting{c.(*net.TCPConn), l}, nil
+}
+
+// counted is the house's server once more, over connections that count.
+func (h *house) counted(t *testing.T) (*countingListener, string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &countingListener{Listener: l}
+	server := &http.Server{Handler: Patience(h.Config.Handler, time.Minute)}
+	go server.Serve(c)
+	t.Cleanup(func() { server.Close() })
+	return c, "http://" + l.Addr().String()
 }
 
 func TestBlobsAreSentWithSendfile(t *testing.T) {
@@ -467,15 +486,8 @@ func TestBlobsAreSentWithSendfile(t *testing.T) {
 	rand.Read(data)
 	d := digest.FromBytes(data)
 	h.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(d), body: string(data), status: 201})
-	var n atomic.Int64
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: h.Config.Handler}
-	go server.Serve(countingListener{l, &n})
-	defer server.Close()
-	resp, err := http.Get("http://" + l.Addr().String() + "/v2/a/blobs/" + string(d))
+	l, url := h.counted(t)
+	resp, err := http.Get(url + "/v2/a/blobs/" + string(d))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -485,8 +497,31 @@ func TestBlobsAreSentWithSendfile(t *testing.T) {
 		t.Fatalf("%d bytes, %v", len(got), err)
 	}
 	// net/http sends the first piece itself, to sniff and to send headers.
-	if sent := n.Load(); sent < int64(len(data))-1<<16 {
+	if sent := l.files.Load(); sent < int64(len(data))-1<<16 {
 		t.Errorf("%d of %d bytes went through the file path of ReadFrom", sent, len(data))
+	}
+}
+
+// A manifest and the head of its answer go out together, as long as they fit
+// into net/http's buffer of 4 KiB: each packet wakes a client.
+func TestManifestsAreSentAtOnce(t *testing.T) {
+	h := newHouse(t, store.NewMemBlobs())
+	h.do(t, exchange{method: "POST", path: "/v2/a/blobs/uploads/?digest=" + string(digest.FromString("{}")), body: "{}", status: 201})
+	body := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":2},"layers":[],"annotations":{"a":%q}}`,
+		ocispec.MediaTypeImageManifest, digest.FromString("{}"), strings.Repeat("x", 2000))
+	h.do(t, exchange{method: "PUT", path: "/v2/a/manifests/t", body: body, header: map[string]string{"Content-Type": ocispec.MediaTypeImageManifest}, status: 201})
+	l, url := h.counted(t)
+	resp, err := http.Get(url + "/v2/a/manifests/t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if err != nil || string(got) != body {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if n := l.sends.Load(); n != 1 {
+		t.Errorf("it was sent in %d pieces", n)
 	}
 }
 

@@ -67,8 +67,11 @@ const sendPiece = 4 << 20
 // ReadFrom implements io.ReaderFrom: a wrapper that hid it would cost sendfile.
 // What the kernel sends itself it is given as a whole, since each piece that
 // it is cut into costs. When the deadline comes in the middle, what was sent
-// until then is known, and it goes on from there if that is enough. With anything
-// else a deadline leaves open what was sent, so it is moved for each piece.
+// until then is known, and it goes on from there if that is enough.
+//
+// Anything else is written, piece by piece, because then a deadline leaves open
+// what was sent. (The ReadFrom of net/http would send the head of an answer in a
+// packet of its own: a manifest took two, and woke its client twice.)
 //
 // What is known is what the kernel took, and it takes megabytes ahead of the
 // client, and then nothing until much of its buffer is free. So what was more
@@ -89,7 +92,12 @@ func (w *patient) ReadFrom(src io.Reader) (n int64, err error) {
 			piece = min(piece, sendPiece)
 		}
 		w.renew()
-		m, err := rf.ReadFrom(&io.LimitedReader{R: limited.R, N: piece})
+		var m int64
+		if part := (&io.LimitedReader{R: limited.R, N: piece}); whole {
+			m, err = rf.ReadFrom(part)
+		} else {
+			m, err = io.Copy(struct{ io.Writer }{w.ResponseWriter}, part)
+		}
 		n += m
 		limited.N -= m
 		if whole && errors.Is(err, os.ErrDeadlineExceeded) {

@@ -178,6 +178,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		level = slog.LevelInfo // what changes something
 	}
+	if !s.Log.Enabled(r.Context(), level) {
+		return // nor make what it would be told
+	}
 	s.Log.Log(r.Context(), level, "oci", "request", id, "actor", c.actor.ID, "method", r.Method, "route", pattern, "repository", repo,
 		"reference", ref, "status", c.seen.Status, "received", c.seen.Received, "sent", c.seen.Sent,
 		"took", c.seen.Took.Round(time.Microsecond), "error", err)

@@ -78,7 +78,7 @@ var groups = []struct {
 
 func main() {
 	spareProcessors()
-	for variable, program := range map[string]func(string) error{serveFileVariable: serveFile, receiveVariable: receive} {
+	for variable, program := range map[string]func(string) error{serveFileVariable: serveFile, serveBytesVariable: serveBytes, receiveVariable: receive} {
 		if path := os.Getenv(variable); path != "" {
 			fmt.Fprintln(os.Stderr, "bench:", program(path))
 			os.Exit(1)

@@ -97,14 +97,19 @@ const serveFileVariable = "ASSAY_BENCH_SERVE_FILE"
 
 // serveFile is that program. It writes its address to a file beside the other.
 func serveFile(path string) error {
+	return serveAt(path+".addr", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) })
+}
+
+// serveAt answers everything, after it has written its address to a file.
+func serveAt(addr string, h http.HandlerFunc) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".addr", []byte(l.Addr().String()), 0o644); err != nil {
+	if err := os.WriteFile(addr, []byte(l.Addr().String()), 0o644); err != nil {
 		return err
 	}
-	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, path) }))
+	return http.Serve(l, h)
 }
 
 func (b *bench) startFileServer(path string) (*process, error) {
