@@ -179,7 +179,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		level = slog.LevelInfo // what changes something
 	}
 	if !s.Log.Enabled(r.Context(), level) {
-		return // nor make what it would be told
+		return // reads are not logged as a rule, and what follows would be made for nothing
 	}
 	s.Log.Log(r.Context(), level, "oci", "request", id, "actor", c.actor.ID, "method", r.Method, "route", pattern, "repository", repo,
 		"reference", ref, "status", c.seen.Status, "received", c.seen.Received, "sent", c.seen.Sent,

@@ -21,10 +21,9 @@ import (
 // before it counts from when it was due: a server that makes requests wait does
 // not look better for it. That this program was late counts for nobody.
 //
-// It is one thread that waits for all connections at once. With a goroutine for
-// each, on cores shared with the server, most of what was measured was the wait
-// of one of the two for the other's threads: a bare server of net/http had a p99
-// of 1.2 to 2.0 ms so, and has 0.3 to 1.4 ms with this.
+// It is one thread that waits for all connections at once: with a goroutine for
+// each, its threads and the server's waited for each other on the cores that
+// they share (docs/performance.md says how much that was).
 func hold(host, method string, perSecond, conns int, during time.Duration, path func(i int) string) ([]time.Duration, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
