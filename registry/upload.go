@@ -27,8 +27,8 @@ import (
 const (
 	// uploadBuffer is the piece in which bytes go to the disk: so large that
 	// writing it past the page cache costs next to nothing. An upload has four,
-	// one that is received and hashed, one that is written, and two that wait
-	// for that, so that a disk that is slow for a moment, or syncs what it has,
+	// one that is received and three that are written and hashed, or wait for
+	// that, so that a disk that is slow for a moment, or syncs what it has,
 	// stops nobody. Small uploads, and all while there are many, do with smallBuffer.
 	uploadBuffer = 4 << 20
 	smallBuffer  = 256 << 10
@@ -38,9 +38,11 @@ const (
 	// one of those: one that begins and then stands still costs little.
 	firstBuffer = 8 << 10
 
-	// readStep is how much is received before it is hashed: it fits into the
-	// processor's own cache, and what comes next waits in the socket meanwhile.
-	readStep = 512 << 10
+	// hashPiece is how much is received before it is hashed, by a goroutine of
+	// its own while more is received; what is shorter than hashBeside is not
+	// worth one.
+	hashPiece  = 1 << 20
+	hashBeside = 64 << 10
 
 	// largeBuffers is how many large ones there are for all uploads together.
 	largeBuffers = 24
@@ -147,7 +149,8 @@ type session struct {
 	mu      sync.Mutex
 	owner   int               // guarded by mu, as all below: the newest request
 	writer  store.BlobWriter  // nil before the first byte
-	hash    *attest.PieceHash // of what is written, on its way to the disk, and being received
+	hash    *attest.PieceHash // of what has come, when that is hashed: see hashed
+	hashing *hashing          // the last that came; nil if nothing did
 	flights []*flight         // on their way to the disk, in order
 	offset  int64             // written
 	state   []byte            // of the hash after offset bytes; nil at 0
@@ -157,6 +160,8 @@ type session struct {
 	gone    bool
 	active  time.Time
 	marked  time.Time // when the last mark was made, or the session began here
+
+	toHash, toWrite line // not guarded by mu
 }
 
 func (u *uploads) close() {
@@ -185,7 +190,7 @@ func (s *session) durable() mark {
 // rehash sets the hash to what it was at a mark. states are those of the
 // pieces before it, or more.
 func (s *session) rehash(m mark, states []byte) error {
-	s.hash = attest.NewPieceHash(s.alg)
+	s.hash, s.hashing = attest.NewPieceHash(s.alg), nil
 	if err := s.hash.Resume(m.Offset, m.State, states); err != nil {
 		return fmt.Errorf("upload %s: hash state: %w", s.id, err)
 	}
@@ -378,7 +383,7 @@ func (r *Registry) take(ctx context.Context, s *session, c Chunk) (owner int, er
 	}
 	s.owner++
 	s.active = r.clock()
-	if at < s.offset || s.hash.Len() != s.offset {
+	if at < s.offset || s.hashed().Len() != s.offset {
 		// To somewhere before, or the last owner had received more than it wrote.
 		if err := r.rewind(context.WithoutCancel(ctx), s, at); err != nil {
 			return 0, err
@@ -412,7 +417,7 @@ func (r *Registry) rewind(ctx context.Context, s *session, offset int64) error {
 	if offset == s.offset {
 		from = mark{Offset: offset, State: s.state}
 	}
-	if err := s.rehash(from, s.hash.States()); err != nil {
+	if err := s.rehash(from, s.hashed().States()); err != nil {
 		return err
 	}
 	if from.Offset < offset {
@@ -420,17 +425,13 @@ func (r *Registry) rewind(ctx context.Context, s *session, offset int64) error {
 			return err
 		}
 	}
-	state, err := s.hash.Mark()
-	if err != nil {
-		return err
-	}
-	s.offset, s.state = offset, state
+	s.offset, s.state = offset, s.hash.Mark()
 	return nil
 }
 
-// receive copies a piece into the session. What has come is hashed at once,
-// while it is near the processor and the kernel receives what comes next;
-// and while the next buffer fills, the last one is written.
+// receive copies a piece into the session. What has come is hashed while more
+// is received, and written when it fills a buffer, hashed or not. A buffer is
+// lent on when it is both.
 func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) error {
 	if c.Body == nil || c.Size == 0 {
 		return nil
@@ -442,24 +443,24 @@ func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) 
 	var got int64
 	for over := false; !over; {
 		var broken error
-		buf, lent, n := first, false, 0
-		for n < len(buf) && !over {
-			m, err := body.Read(buf[n:min(n+readStep, len(buf))])
-			if e := r.hash(s, owner, buf[n:n+m]); e != nil {
-				r.giveBack(buf, lent)
-				return e
-			}
-			n, got = n+m, got+int64(m)
+		p := piece{buf: first}
+		for p.n < len(p.buf) && !over {
+			m, err := body.Read(p.buf[p.n:min(p.taken+hashPiece, len(p.buf))])
+			p.n, got = p.n+m, got+int64(m)
 			if over = err != nil || got == c.Size; err != nil && err != io.EOF {
 				broken = err
 			}
-			if n == len(buf) && !lent && !over {
+			if p.n == len(p.buf) && !p.lent && !over {
 				// How much comes is known from the announcement, or from what came.
-				buf, lent = r.buffers.get(max(c.Size, got)), true
-				copy(buf, first)
+				p.buf, p.lent = r.buffers.get(max(c.Size, got)), true
+				copy(p.buf, first)
+			}
+			if err := s.feed(owner, &p, over); err != nil {
+				r.giveBack(p)
+				return err
 			}
 		}
-		if err := r.write(ctx, s, owner, buf[:n], lent, c.Size, over); err != nil {
+		if err := r.write(ctx, s, owner, p, c.Size, over); err != nil {
 			return err
 		}
 		if broken != nil {
@@ -472,24 +473,66 @@ func (r *Registry) receive(ctx context.Context, s *session, owner int, c Chunk) 
 	return nil
 }
 
-func (r *Registry) giveBack(buf []byte, lent bool) {
-	if lent {
-		r.buffers.put(buf)
+// A piece is bytes that are received into a buffer.
+type piece struct {
+	buf     []byte
+	lent    bool     // and to be given back
+	n       int      // bytes that have come
+	taken   int      // those of them that are hashed, or will be
+	hashing *hashing // the last of those; nil if there are none
+}
+
+// giveBack is for a piece that nobody writes, or not any more.
+func (r *Registry) giveBack(p piece) {
+	if p.hashing != nil {
+		<-p.hashing.done
+	}
+	if p.lent {
+		r.buffers.put(p.buf)
 	}
 }
 
-// hash takes up bytes that have come.
-func (r *Registry) hash(s *session, owner int, data []byte) error {
-	if len(data) == 0 {
-		return nil
-	}
+// feed has hashed what came of a piece, if it is enough, or the buffer is full,
+// or the last.
+func (s *session) feed(owner int, p *piece, last bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owner != owner || s.gone {
 		return errFenced
 	}
-	s.hash.Write(data)
+	data := p.buf[p.taken:p.n]
+	if len(data) == 0 || len(data) < hashPiece && p.n < len(p.buf) && !last {
+		return nil
+	}
+	h, hash := &hashing{data: data, done: make(chan struct{})}, s.hash
+	if len(data) < hashBeside {
+		h.run(s.hashed())
+	} else {
+		s.toHash.add(func() { h.run(hash) })
+	}
+	p.taken, p.hashing, s.hashing = p.n, h, h
 	return nil
+}
+
+// A hashing is bytes that are hashed.
+type hashing struct {
+	data  []byte
+	done  chan struct{} // closed when the following is set
+	state []byte        // after them
+}
+
+func (h *hashing) run(hash *attest.PieceHash) {
+	defer close(h.done)
+	hash.Write(h.data)
+	h.data, h.state = nil, hash.Mark()
+}
+
+// hashed is the hash, when it has all that came. The session's lock is held.
+func (s *session) hashed() *attest.PieceHash {
+	if s.hashing != nil {
+		<-s.hashing.done
+	}
+	return s.hash
 }
 
 // buffers lends pieces to uploads. The large ones, which make them fast, are
@@ -497,8 +540,8 @@ func (r *Registry) hash(s *session, owner int, data []byte) error {
 // bounded and nobody waits for somebody else's slow client.
 //
 // The one that came back last is lent first: an upload goes on with the same
-// two or three, which the processor has near. Going round all of them, SHA-256
-// took half as long again.
+// few, which the processor has near. Going round all of them, SHA-256 took half
+// as long again.
 type buffers struct {
 	mu   sync.Mutex
 	free [][]byte // guarded by mu
@@ -532,56 +575,49 @@ func (b *buffers) put(buf []byte) {
 	}
 }
 
-// write writes bytes that were hashed. If more are to come it does not wait
-// for the disk; lent says that the buffer is to be given back.
-func (r *Registry) write(ctx context.Context, s *session, owner int, data []byte, lent bool, announced int64, last bool) error {
+// write writes a piece. If more are to come it does not wait for the disk.
+func (r *Registry) write(ctx context.Context, s *session, owner int, p piece, announced int64, last bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.owner != owner || s.gone {
-		r.giveBack(data, lent)
+		r.giveBack(p)
 		return errFenced
 	}
 	left := maxFlights - 1
 	if last {
 		left = 0
 	}
-	if err := r.settle(ctx, s, left); err != nil || len(data) == 0 {
-		r.giveBack(data, lent)
+	if err := r.settle(ctx, s, left); err != nil || p.n == 0 {
+		r.giveBack(p)
 		return err
 	}
 	if s.writer == nil {
 		// What came is kept even if the client has gone away meanwhile.
 		w, err := r.blobs.Create(context.WithoutCancel(ctx), announced)
 		if err != nil {
-			r.giveBack(data, lent)
+			r.giveBack(p)
 			return orElse(r.rewind(context.WithoutCancel(ctx), s, s.offset), err)
 		}
 		s.writer = w
 	}
-	state, err := s.hash.Mark()
-	if err != nil {
-		r.giveBack(data, lent)
-		return orElse(r.settle(ctx, s, 0), err)
-	}
-	f := &flight{data: data, lent: lent, state: state, done: make(chan struct{})}
+	f := &flight{piece: p, done: make(chan struct{})}
 	if n := len(s.flights); n > 0 {
 		f.before = s.flights[n-1]
 	}
 	s.flights = append(s.flights, f)
-	if last {
+	if last { // and the only one
 		f.fly(s.writer)
 		return r.settle(ctx, s, 0)
 	}
-	go f.fly(s.writer)
+	w := s.writer
+	s.toWrite.add(func() { f.fly(w) })
 	return nil
 }
 
-// A flight is bytes on their way to the disk.
+// A flight is a piece on its way to the disk. It may still be being hashed.
 type flight struct {
 	before *flight // whose bytes come first; nil if those are written
-	data   []byte
-	lent   bool
-	state  []byte // of the hash after them
+	piece  piece
 
 	done chan struct{} // closed when the following are set
 	n    int
@@ -591,13 +627,46 @@ type flight struct {
 func (f *flight) fly(w store.BlobWriter) {
 	defer close(f.done)
 	if f.before != nil {
-		<-f.before.done
 		if f.err = f.before.err; f.err != nil {
 			return // their place is not there
 		}
 		f.before = nil
 	}
-	f.n, f.err = w.Write(f.data)
+	f.n, f.err = w.Write(f.piece.buf[:f.piece.n])
+}
+
+// A line does one thing after the other, in a goroutine that lives as long as
+// there is something to do. What waited for its turn in a goroutine of its own
+// would have to be woken for it, and the disk be idle until it is.
+type line struct {
+	mu   sync.Mutex
+	next []func() // guarded by mu
+	busy bool     // there is the goroutine; guarded by mu
+}
+
+func (l *line) add(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.next = append(l.next, f)
+	if !l.busy {
+		l.busy = true
+		go l.work()
+	}
+}
+
+func (l *line) work() {
+	for {
+		l.mu.Lock()
+		if len(l.next) == 0 {
+			l.busy, l.next = false, nil
+			l.mu.Unlock()
+			return
+		}
+		f := l.next[0]
+		l.next = l.next[1:]
+		l.mu.Unlock()
+		f()
+	}
 }
 
 // settle waits until no more than left flights are on their way, and takes up
@@ -605,12 +674,15 @@ func (f *flight) fly(w store.BlobWriter) {
 // session stands where it stood before the one that failed. The session's lock
 // is held.
 func (r *Registry) settle(ctx context.Context, s *session, left int) error {
-	for len(s.flights) > left {
-		if err := r.land(ctx, s); err != nil {
-			return err
-		}
+	for {
 		if s.due() {
 			left = 0 // a sync waits for all that is being written
+		}
+		if len(s.flights) <= left {
+			break
+		}
+		if err := r.land(ctx, s); err != nil {
+			return err
 		}
 	}
 	if s.due() {
@@ -629,17 +701,17 @@ func (r *Registry) land(ctx context.Context, s *session) error {
 	f := s.flights[0]
 	<-f.done
 	s.flights = s.flights[1:]
-	r.giveBack(f.data, f.lent)
+	r.giveBack(f.piece)
 	if f.err != nil {
 		r.abandon(s)
 		if e := r.rewind(context.WithoutCancel(ctx), s, s.offset); e != nil {
 			r.log.Warn("upload cannot go on", "upload", s.id, "error", e)
 			r.drop(s)
 		}
-		return fmt.Errorf("writing %d of %d bytes: %w", f.n, len(f.data), f.err)
+		return fmt.Errorf("writing %d of %d bytes: %w", f.n, f.piece.n, f.err)
 	}
-	s.offset += int64(len(f.data))
-	s.state = f.state
+	s.offset += int64(f.piece.n)
+	s.state = f.piece.hashing.state
 	s.active = r.clock()
 	r.leases.renew(s.repo, s.active)
 	return nil
@@ -650,7 +722,7 @@ func (r *Registry) land(ctx context.Context, s *session) error {
 func (r *Registry) abandon(s *session) {
 	for _, f := range s.flights {
 		<-f.done
-		r.giveBack(f.data, f.lent)
+		r.giveBack(f.piece)
 	}
 	s.flights = nil
 }
@@ -681,7 +753,7 @@ func (r *Registry) saveCheckpoint(ctx context.Context, s *session, within bool) 
 
 func (r *Registry) saveMarks(ctx context.Context, s *session) error {
 	row := uploadRow{Repository: s.repo, Key: s.writer.Key(), Algorithm: s.alg, Marks: s.marks, At: r.clock()}
-	states := s.hash.States()
+	states := s.hashed().States()
 	// Those of bytes that are not written yet are left out.
 	states = states[:min(len(states), int(s.offset/attest.PieceSize)*s.hash.StateSize())]
 	if err := r.submit(ctx, func(tx *txn) error {
@@ -738,7 +810,7 @@ func (r *Registry) FinishUpload(ctx context.Context, actor access.Actor, repo, i
 			return ocispec.Descriptor{}, err
 		}
 	}
-	hash := s.hash
+	hash := s.hashed()
 	if s.alg != want.Algorithm() {
 		// The algorithm was not announced: the bytes are read once more.
 		hash = attest.NewPieceHash(want.Algorithm())

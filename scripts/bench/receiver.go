@@ -23,11 +23,11 @@ import (
 // registries are. A connection brings the length (8 bytes, little-endian) and
 // the bytes, and gets one byte when they are dealt with.
 //
-// It does what was found to be quickest: it hashes what it has received while
-// that is near, writes larger pieces, one while others wait, and syncs them while
-// it writes more.
+// It does what was found to be quickest: it hashes what it has received while it
+// receives more, writes larger pieces, hashed or not, and syncs them while it
+// writes more.
 const (
-	readPiece  = 512 * kib
+	hashPiece  = 1 * mib
 	writePiece = 4 * mib
 	syncPiece  = 16 * mib
 )
@@ -87,36 +87,55 @@ func take(c net.Conn, path string) error {
 		}
 		w = newSyncing(f)
 	}
-	var bufs [4][]byte // one is received, one is written, two wait
-	for i := range bufs {
-		bufs[i] = store.NewBuffer(writePiece)
+	const buffers = 4
+	var hashed, written errgroup.Group
+	free := make(chan []byte, buffers)
+	toHash := make(chan part, buffers*writePiece/hashPiece)
+	toWrite := make(chan part, buffers)
+	for range buffers {
+		free <- store.NewBuffer(writePiece)
 	}
-	full := make(chan []byte, len(bufs)-2)
-	written := make(chan error, 1)
-	go func() {
-		var failed error
-		for b := range full {
-			if failed == nil {
-				_, failed = w.Write(b)
-			}
+	hashed.Go(func() error {
+		h := sha256.New()
+		for p := range toHash {
+			h.Write(p.data)
+			close(p.hashed)
 		}
-		written <- errors.Join(failed, w.Close())
-	}()
-	h := sha256.New()
+		return nil
+	})
+	written.Go(func() (failed error) {
+		for p := range toWrite {
+			if failed == nil {
+				_, failed = w.Write(p.data)
+			}
+			<-p.hashed
+			free <- p.data[:writePiece]
+		}
+		return errors.Join(failed, w.Close())
+	})
 	var broken error
-	for k := 0; size > 0 && broken == nil; k++ {
-		buf, n := bufs[k%len(bufs)][:min(writePiece, size)], 0
+	for size > 0 && broken == nil {
+		buf, n := (<-free)[:min(writePiece, size)], 0
+		var p part
 		for n < len(buf) && broken == nil {
 			var m int
-			m, broken = c.Read(buf[n:min(n+readPiece, len(buf))])
-			h.Write(buf[n : n+m])
+			m, broken = io.ReadFull(c, buf[n:min(n+hashPiece, len(buf))])
+			p = part{buf[n : n+m], make(chan struct{})}
+			toHash <- p
 			n += m
 		}
 		size -= int64(n)
-		full <- buf[:n]
+		toWrite <- part{buf[:n], p.hashed}
 	}
-	close(full)
-	return errors.Join(broken, <-written)
+	close(toHash)
+	close(toWrite)
+	return errors.Join(broken, hashed.Wait(), written.Wait())
+}
+
+// part is bytes that were received; hashed is closed when they are hashed.
+type part struct {
+	data   []byte
+	hashed chan struct{}
 }
 
 // discarding is a file that is not written.

@@ -197,8 +197,12 @@ func (p *PieceHash) States() []byte { return p.states }
 func (p *PieceHash) StateSize() int { return stateSize(p.alg) }
 
 // Mark returns the hash's whole state, for Resume.
-func (p *PieceHash) Mark() ([]byte, error) {
-	return p.h.(encoding.BinaryMarshaler).MarshalBinary()
+func (p *PieceHash) Mark() []byte {
+	raw, err := p.h.(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		panic(err) // the standard library's hashes have states
+	}
+	return raw
 }
 
 // Resume sets the hash to a mark that was made after n bytes, with the states
