@@ -26,13 +26,15 @@ import (
 
 const (
 	// uploadBuffer is the piece in which bytes go to the disk: so large that
-	// writing it past the page cache costs next to nothing. An upload has four,
-	// one that is received and three that are written and hashed, or wait for
+	// writing it past the page cache costs next to nothing. An upload has six,
+	// one that is received and five that are written and hashed, or wait for
 	// that, so that a disk that is slow for a moment, or syncs what it has,
-	// stops nobody. Small uploads, and all while there are many, do with smallBuffer.
+	// stops nobody. Small uploads, and all while there are many, do with
+	// smallBuffer, and fewer.
 	uploadBuffer = 4 << 20
+	maxFlights   = 5
 	smallBuffer  = 256 << 10
-	maxFlights   = 3
+	smallFlights = 3
 
 	// firstBuffer is what a client has to have sent of a piece before it gets
 	// one of those: one that begins and then stands still costs little.
@@ -51,7 +53,7 @@ const (
 	// as come in checkpointAfter, if those are more: an upload that is fast
 	// would stand still for syncs, and is as fast in making up for it.
 	checkpointEvery = 256 << 20
-	checkpointAfter = 2 * time.Second
+	checkpointAfter = 5 * time.Second
 
 	// maxUploads bounds the sessions in memory, and maxUploadsEach those of
 	// one actor, so that nobody takes them all.
@@ -584,6 +586,9 @@ func (r *Registry) write(ctx context.Context, s *session, owner int, p piece, an
 		return errFenced
 	}
 	left := maxFlights - 1
+	if len(p.buf) < uploadBuffer {
+		left = smallFlights - 1
+	}
 	if last {
 		left = 0
 	}

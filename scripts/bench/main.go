@@ -13,6 +13,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -182,6 +183,20 @@ func (b *bench) row(r result) {
 // note prints what was seen besides the rows.
 func (b *bench) note(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "  %s\n", fmt.Sprintf(format, args...))
+}
+
+// inTurns measures one thing after the other, so many times and each time in
+// another order: what one leaves behind is not always the same one's.
+func inTurns(runs int, measure ...func() error) error {
+	order := rand.New(rand.NewPCG(1, 1))
+	for range runs {
+		for _, k := range order.Perm(len(measure)) {
+			if err := measure[k](); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // median of a list, which it sorts.

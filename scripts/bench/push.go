@@ -85,27 +85,40 @@ func (b *bench) pushRows(n, quick int64) error {
 		runs = min(runs, 3)
 	}
 	var hash, hashCPU, receive, disk, ours, oursCPU, theirs, theirsCPU []time.Duration
-	for range runs {
-		took, cpu := p.hashing()
-		hash, hashCPU = append(hash, took), append(hashCPU, cpu)
-		if _, cpu, err = b.receiving(false, p); err != nil {
+	err = inTurns(runs,
+		func() error {
+			took, cpu := p.hashing()
+			hash, hashCPU = append(hash, took), append(hashCPU, cpu)
+			b.note("%s: hash %v", size(n), took)
+			return nil
+		},
+		func() error {
+			_, cpu, err := b.receiving(false, p)
+			receive = append(receive, cpu)
+			b.note("%s: receive and hash %v of CPU", size(n), cpu)
 			return err
-		}
-		receive = append(receive, cpu)
-		if took, err = b.disk(p); err != nil {
+		},
+		func() error {
+			took, err := b.disk(p)
+			disk = append(disk, took)
+			b.note("%s: disk %v", size(n), took)
 			return err
-		}
-		disk = append(disk, took)
-		if took, cpu, _, err = b.pushOnce(b.startAssayPlain, p); err != nil {
+		},
+		func() error {
+			took, cpu, _, err := b.pushOnce(b.startAssayPlain, p)
+			ours, oursCPU = append(ours, took), append(oursCPU, cpu)
+			b.note("%s: assay %v, %v of CPU", size(n), took, cpu)
 			return err
-		}
-		ours, oursCPU = append(ours, took), append(oursCPU, cpu)
-		if took, cpu, _, err = b.pushOnce(b.startOther, p); err != nil {
+		},
+		func() error {
+			took, cpu, _, err := b.pushOnce(b.startOther, p)
+			theirs, theirsCPU = append(theirs, took), append(theirsCPU, cpu)
+			b.note("%s: distribution %v, %v of CPU", size(n), took, cpu)
 			return err
-		}
-		theirs, theirsCPU = append(theirs, took), append(theirsCPU, cpu)
-		b.note("%s: hash %v, receive and hash %v of CPU, disk %v, assay %v (%v of CPU), distribution %v (%v)", size(n),
-			hash[len(hash)-1], receive[len(receive)-1], disk[len(disk)-1], ours[len(ours)-1], oursCPU[len(oursCPU)-1], theirs[len(theirs)-1], theirsCPU[len(theirsCPU)-1])
+		},
+	)
+	if err != nil {
+		return err
 	}
 	limit, name := median(hash), "SHA-256 by one core"
 	if d := median(disk); d > limit {
@@ -146,33 +159,36 @@ func parallelPushRow(b *bench) error {
 	}
 	p := payloads[0]
 	var hash, both, receive, all, disk, ours []time.Duration
-	for range b.runs {
-		hash = append(hash, p.hashingAll()*streams)
-		took, err := writing(b.dir, (*payload).hashAndWrite, payloads...)
-		if err != nil {
+	timed := func(what string, list *[]time.Duration, f func() (time.Duration, error)) func() error {
+		return func() error {
+			took, err := f()
+			*list = append(*list, took)
+			b.note("%d × %s: %s %v", streams, size(n), what, took)
 			return err
 		}
-		both = append(both, took)
-		if took, _, err = b.receiving(false, payloads...); err != nil {
-			return err
-		}
-		receive = append(receive, took)
-		if took, _, err = b.receiving(true, payloads...); err != nil {
-			return err
-		}
-		all = append(all, took)
+	}
+	err = inTurns(b.runs,
+		timed("hash", &hash, func() (time.Duration, error) { return p.hashingAll() * streams, nil }),
 		// The same files at once, as the registry has to keep them.
-		if took, err = b.disk(payloads...); err != nil {
-			return err
-		}
-		disk = append(disk, took)
-		took, _, _, err = b.pushOnce(b.startAssayPlain, payloads...)
-		if err != nil {
-			return err
-		}
-		ours = append(ours, took)
-		b.note("4 × %s: hash %v, write %v, both %v; receive and hash %v, and write %v; assay %v", size(n),
-			hash[len(hash)-1], disk[len(disk)-1], both[len(both)-1], receive[len(receive)-1], all[len(all)-1], took)
+		timed("write", &disk, func() (time.Duration, error) { return b.disk(payloads...) }),
+		timed("hash and write", &both, func() (time.Duration, error) {
+			return writing(b.dir, (*payload).hashAndWrite, payloads...)
+		}),
+		timed("receive and hash", &receive, func() (time.Duration, error) {
+			took, _, err := b.receiving(false, payloads...)
+			return took, err
+		}),
+		timed("receive, hash and write", &all, func() (time.Duration, error) {
+			took, _, err := b.receiving(true, payloads...)
+			return took, err
+		}),
+		timed("assay", &ours, func() (time.Duration, error) {
+			took, _, _, err := b.pushOnce(b.startAssayPlain, payloads...)
+			return took, err
+		}),
+	)
+	if err != nil {
+		return err
 	}
 	limit, name := median(hash), "SHA-256 by all cores"
 	if d := median(disk); d > limit {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,7 +26,7 @@ import (
 //
 // It does what was found to be quickest: it hashes what it has received while it
 // receives more, writes larger pieces, hashed or not, and syncs them while it
-// writes more.
+// writes more, one connection at a time.
 const (
 	hashPiece  = 1 * mib
 	writePiece = 4 * mib
@@ -87,7 +88,7 @@ func take(c net.Conn, path string) error {
 		}
 		w = newSyncing(f)
 	}
-	const buffers = 4
+	const buffers = 6
 	var hashed, written errgroup.Group
 	free := make(chan []byte, buffers)
 	toHash := make(chan part, buffers*writePiece/hashPiece)
@@ -148,9 +149,12 @@ func (discarding) Close() error                { return nil }
 // rest.
 type syncing struct {
 	*os.File
-	written int            // since a sync began
+	written int            // since a sync was due
 	behind  errgroup.Group // of one sync
 }
+
+// syncs take turns, but for those at the end.
+var turn sync.Mutex
 
 func newSyncing(f *os.File) *syncing {
 	s := &syncing{File: f}
@@ -160,10 +164,16 @@ func newSyncing(f *os.File) *syncing {
 
 func (f *syncing) Write(p []byte) (int, error) {
 	n, err := f.File.Write(p)
-	if f.written += n; f.written >= syncPiece && f.behind.TryGo(f.Sync) {
+	if f.written += n; f.written >= syncPiece && f.behind.TryGo(f.syncInTurn) {
 		f.written = 0
 	}
 	return n, err
+}
+
+func (f *syncing) syncInTurn() error {
+	turn.Lock()
+	defer turn.Unlock()
+	return f.Sync()
 }
 
 func (f *syncing) Close() error { return errors.Join(f.behind.Wait(), f.Sync(), f.File.Close()) }

@@ -43,6 +43,10 @@ const (
 	// What goes past the page cache is in need of that too: a disk, and more so
 	// a virtual one, takes bytes into a cache of its own, and only a sync
 	// empties it (for a GiB, 0.2 s of writing and 0.6 s of syncing were seen).
+	//
+	// Such syncs take turns. Each empties the disk's cache of what all have
+	// written, and what they write meanwhile waits: many at once, and soon one
+	// after the other, take longer for the same bytes than fewer of more each.
 	flushAfter = 16 << 20
 	flushBound = 4 * flushAfter
 
@@ -72,8 +76,9 @@ type Options struct {
 
 // Blobs is a [store.Blobs] over a directory.
 type Blobs struct {
-	dir string
-	opt Options
+	dir  string
+	opt  Options
+	turn chan struct{} // has an element while a sync goes on behind what is written
 
 	mu       sync.Mutex // guards the following
 	poisoned error
@@ -90,7 +95,7 @@ func Open(dir string, opt Options) (*Blobs, error) {
 	if opt.flushAfter == 0 {
 		opt.flushAfter = flushAfter
 	}
-	b := &Blobs{dir: dir, opt: opt, writers: map[store.Key]bool{}}
+	b := &Blobs{dir: dir, opt: opt, turn: make(chan struct{}, 1), writers: map[store.Key]bool{}}
 	// All directories are made, and made durable, before the first blob, so
 	// that a new blob has one directory to sync.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -377,10 +382,18 @@ type writer struct {
 	size     int64
 	promised int64 // of the Space, not yet written
 
-	flushed int64         // a sync of the bytes up to here has begun …
-	flush   chan struct{} // … and ends with this closed; nil if none is on its way
-	named   bool          // the directory was synced
+	flushed int64  // a sync of the bytes up to here has begun, or will
+	flush   *flush // which that is; nil if none is on its way
+	named   bool   // the directory was synced; the flush's while one is on its way
 	closed  bool
+}
+
+// A flush is a sync behind what is written.
+type flush struct {
+	before  int64         // flushed before it
+	dropped chan struct{} // closed when it need not begin any more
+	done    chan struct{} // closed when it has ended, and begun is set
+	begun   bool
 }
 
 func (w *writer) Key() store.Key { return w.key }
@@ -419,34 +432,55 @@ func (w *writer) flushBehind() error {
 	}
 	if w.flush != nil {
 		select {
-		case <-w.flush:
+		case <-w.flush.done:
 		default:
 			if pending < flushBound/flushAfter*w.b.opt.flushAfter {
 				return nil
 			}
-			<-w.flush
+			<-w.flush.done
 		}
 	}
 	if err := w.b.opt.Space.Check(0); err != nil {
 		return err
 	}
-	done := make(chan struct{})
-	w.flushed, w.flush = w.size, done
-	go func() {
-		defer close(done)
-		// If it fails, nothing of the store is believed any more, so the
-		// error need not find its way to the next call by itself.
-		if err := w.fdatasync(); err != nil {
-			w.b.poison(err)
-		}
-	}()
+	f := &flush{before: w.flushed, dropped: make(chan struct{}), done: make(chan struct{})}
+	w.flushed, w.flush = w.size, f
+	go w.syncBehind(f)
 	return nil
 }
 
-// flushing waits for the sync that goes on behind what is written.
+// syncBehind is what a flush does when it is its turn.
+func (w *writer) syncBehind(f *flush) {
+	defer close(f.done)
+	// It takes a free turn even if it was dropped before it came to run.
+	select {
+	case w.b.turn <- struct{}{}:
+	default:
+		select {
+		case w.b.turn <- struct{}{}:
+		case <-f.dropped:
+			return
+		}
+	}
+	defer func() { <-w.b.turn }()
+	f.begun = true
+	// If it fails, nothing of the store is believed any more, so the error
+	// need not find its way to the next call by itself.
+	if err := w.fdatasync(); err != nil {
+		w.b.poison(err)
+	} else if err := w.syncName(); err != nil { // which costs the less, the less is in the disk's cache
+		w.b.poison(err)
+	}
+}
+
+// flushing waits for the sync that goes on behind what is written. If it has
+// not begun, it is not needed: the caller makes one, or drops the bytes.
 func (w *writer) flushing() {
-	if w.flush != nil {
-		<-w.flush
+	if f := w.flush; f != nil {
+		close(f.dropped)
+		if <-f.done; !f.begun {
+			w.flushed = f.before
+		}
 		w.flush = nil
 	}
 }
@@ -499,14 +533,21 @@ func (w *writer) Sync() error {
 	if err := w.fdatasync(); err != nil {
 		return w.b.poison(err)
 	}
-	if !w.named {
-		if err := w.b.syncDir(filepath.Dir(w.f.Name())); err != nil {
-			return w.b.poison(err)
-		}
-		w.named = true
+	if err := w.syncName(); err != nil {
+		return w.b.poison(err)
 	}
 	w.flushed = w.size
 	return nil
+}
+
+// syncName makes the blob's entry in its directory durable.
+func (w *writer) syncName() error {
+	if w.named {
+		return nil
+	}
+	err := w.b.syncDir(filepath.Dir(w.f.Name()))
+	w.named = err == nil
+	return err
 }
 
 func (w *writer) fdatasync() error {
@@ -542,11 +583,8 @@ func (w *writer) Commit() error {
 	if err := w.f.Sync(); err != nil {
 		return w.b.poison(fmt.Errorf("syncing blob %s: %w", w.key, err))
 	}
-	if !w.named {
-		if err := w.b.syncDir(filepath.Dir(w.f.Name())); err != nil {
-			return w.b.poison(err)
-		}
-		w.named = true
+	if err := w.syncName(); err != nil {
+		return w.b.poison(err)
 	}
 	return w.Close()
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -92,6 +93,78 @@ func TestSyncsGoOnBehind(t *testing.T) {
 		t.Errorf("resumed at %d: %v", r.Size(), err)
 	} else {
 		r.Close()
+	}
+}
+
+// Syncs behind what is written take turns, and one that has not had its turn
+// holds up nobody who syncs all himself.
+func TestSyncsBehindTakeTurns(t *testing.T) {
+	const after = 1000
+	var mu sync.Mutex
+	var synced []string
+	started, release := make(chan bool, 10), make(chan bool)
+	b := open(t, filepath.Join(t.TempDir(), "blobs"), Options{flushAfter: after, fail: func(op, path string) error {
+		if op == "fdatasync" {
+			mu.Lock()
+			synced = append(synced, path)
+			first := len(synced) == 1
+			mu.Unlock()
+			if first {
+				started <- true
+				<-release
+			}
+		}
+		return nil
+	}})
+	var writers []store.BlobWriter
+	for range 3 {
+		w, err := b.Create(t.Context(), -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writers = append(writers, w)
+	}
+	for i, w := range writers { // the second half of each is what makes a sync
+		for range 2 {
+			if _, err := io.WriteString(w, strings.Repeat("x", after)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i == 0 {
+			<-started
+		}
+	}
+	if err := writers[1].Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if w := writers[2].(*writer); w.flushed != after {
+		t.Errorf("a sync of %d bytes waits for its turn", w.flushed)
+	} else if err := w.Truncate(after / 2); err != nil || w.flushed != 0 {
+		t.Errorf("after it was dropped %d bytes are taken for synced, %v", w.flushed, err)
+	}
+	mu.Lock()
+	if len(synced) != 1 {
+		t.Errorf("while one went on, others did: %q", synced)
+	}
+	mu.Unlock()
+	close(release)
+	// The turn is free again.
+	if _, err := io.WriteString(writers[2], strings.Repeat("y", after)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(writers[2], "z"); err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []store.BlobWriter{writers[0], writers[2]} {
+		if f := w.(*writer).flush; f != nil {
+			<-f.done
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(synced) != 2 || synced[0] == synced[1] {
+		t.Errorf("synced %q", synced)
 	}
 }
 
