@@ -39,6 +39,10 @@ demo: build ## the main job, step by step (KEEP=1 leaves the server up)
 	@if command -v npm >/dev/null; then scripts/node-modules; fi
 	@KEEP=$(KEEP) examples/demo/run.sh
 
+# What these install is there: a test that lacks it fails, and is not skipped as
+# it is by a plain 'go test' on a machine that has not all of it.
+test soak: export CI := true
+
 .PHONY: test
 test: deps tools lint ## install what the tests need and run them all, with the race detector
 	go test -race -timeout 30m ./...

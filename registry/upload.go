@@ -53,7 +53,7 @@ const (
 	// as come in checkpointAfter, if those are more: an upload that is fast
 	// would stand still for syncs, and is as fast in making up for it.
 	checkpointEvery = 256 << 20
-	checkpointAfter = 5 * time.Second
+	checkpointAfter = 2 * time.Second
 
 	// maxUploads bounds the sessions in memory, and maxUploadsEach those of
 	// one actor, so that nobody takes them all.
